@@ -1,0 +1,5 @@
+"""``python -m netspectra``."""
+
+from netspectra.faces.cli import main
+
+main()

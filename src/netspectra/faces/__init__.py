@@ -1,0 +1,1 @@
+"""Where a person meets the package: the command line and the reports."""

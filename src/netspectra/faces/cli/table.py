@@ -1,0 +1,282 @@
+"""Findings as tables that fit the window; names cut in the middle, control characters escaped, colour optional."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from netspectra.analysis import RELATIVE_ERROR, Analysis
+from netspectra.record import Level, Record, Value
+from netspectra.sources.guard import printable
+from netspectra.weight import ITEMSIZE, Source
+
+if TYPE_CHECKING:
+    from netspectra.faces.cli.forecast import Forecast
+
+__all__ = ["contents", "middle", "show_analysis", "show_formats", "show_metrics", "show_source"]
+
+STYLE: dict[Level, str] = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "bold red"}
+# Columns of the table, the first to be dropped in a narrow window last.
+COLUMNS = {
+    "sigma_max": "σ max",
+    "condition_number": "condition",
+    "stable_rank": "stable rk",
+    "sigma_min": "σ min",
+    "effective_rank": "eff. rank",
+    "k90": "k 90 %",
+    "numerical_rank": "num. rank",
+}
+NAME = 28
+
+
+def _console() -> Console:
+    """Colours and width of the terminal; unlimited width where output is no terminal and COLUMNS is not set."""
+    console = Console(highlight=False, emoji=False)
+    if not sys.stdout.isatty() and "COLUMNS" not in console._environ:
+        console = Console(highlight=False, emoji=False, width=400)
+    return console
+
+
+def middle(text: str, width: int) -> str:
+    """Text cut in the middle to ``width`` characters, control characters escaped.
+
+    >>> middle("encoder.layer.11.attention.self.query.weight", 21)
+    'encoder.la…ery.weight'
+    """
+    text = printable(text, limit=10**6)
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def number(value: Value | None) -> str:
+    """A value in at most nine characters; a lower bound says so.
+
+    >>> number(Value(12345.678)), number(Value(0.00012345)), number(Value(1e9, low=1e9, note="at least"))
+    ('1.235e+04', '1.234e-04', '≥ 1e+09')
+    """
+    if value is None or not value.known:
+        return "-"
+    x = float(value)
+    if value.note.startswith("at least"):
+        return f"≥ {x:.3g}"
+    if x == int(x) and abs(x) < 1e6:
+        return str(int(x))
+    return f"{x:.3f}" if 0.1 <= abs(x) < 1000 else (f"{x:.1f}" if 1000 <= abs(x) < 10_000 else f"{x:.3e}")
+
+
+def show_analysis(found: Analysis, *, verbose: bool = False) -> None:
+    """Print the table of weights, then what stands out."""
+    console = _console()
+    source = found.source
+    console.print(
+        f"{printable(str(source['path']))}: {len(found)} weights, {amount(found.summary()['parameters'])} of "
+        f"{amount(source['parameters'])} parameters, {source['format']}",
+        soft_wrap=True,
+        markup=False,
+    )
+    if len(found) + sum(not s.routine for s in found.skipped) < found.expected:
+        console.print(f"unfinished: {len(found)} of {found.expected} weights", style="yellow")
+    console.print(_table(found, console.width, verbose))
+    _stands_out(console, found)
+    _skipped(console, found, verbose)
+
+
+GAP = 2
+
+
+def _table(found: Analysis, width: int, verbose: bool) -> Table:
+    """As many metrics as fit beside the names, which take the room that is left, cut where they must be."""
+    columns: dict[str, list[str]] = {"shape": [f"{r.shape[0]} × {r.shape[1]}" for r in found]}
+    if verbose:
+        columns["route"] = [r.spectrum.route for r in found]
+        columns["seconds"] = [f"{r.spectrum.seconds:.3f}" for r in found]
+    verdicts = max((len(_verdicts(record).plain) for record in found), default=0)
+    longest = max((len(printable(record.name)) for record in found), default=0)
+    room = width - sum(_width(*column) + GAP for column in columns.items()) - max(len("verdict"), min(verdicts, 30))
+    names = [name for name in found.metric_names if name.startswith(RELATIVE_ERROR)]
+    names += [name for name in COLUMNS if name in found.metric_names] or found.metric_names
+    for name in names:
+        title = COLUMNS.get(name, name.replace(RELATIVE_ERROR, "error k="))
+        cells = [number(record.metrics.get(name)) for record in found]
+        if room - _width(title, cells) - GAP < min(NAME, longest) + GAP:
+            break
+        columns[title] = cells
+        room -= _width(title, cells) + GAP
+    return _drawn(found, columns, max(NAME, min(longest, room - GAP)))
+
+
+def _width(title: str, cells: list[str]) -> int:
+    return max(map(len, (title, *cells)))
+
+
+def _drawn(found: Analysis, columns: Mapping[str, list[str]], left: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    table.add_column("weight", no_wrap=True, width=left)
+    for title, cells in columns.items():
+        justify = "left" if title == "route" else "right"
+        table.add_column(title, justify=justify, no_wrap=True, width=_width(title, cells))
+    table.add_column("verdict", no_wrap=True, max_width=30)
+    for position, record in enumerate(found):
+        row = [Text(cells[position]) for cells in columns.values()]
+        table.add_row(Text(middle(record.name, left)), *row, _verdicts(record))
+    return table
+
+
+def _verdicts(record: Record) -> Text:
+    text = Text()
+    for verdict in record.verdicts:
+        text.append(("" if not text else ", ") + verdict.rule, style=STYLE[verdict.level])
+    return text or Text("ok", style=STYLE["ok"])
+
+
+def _stands_out(console: Console, found: Analysis) -> None:
+    serious = [(r, v) for r in found for v in r.verdicts if v.level in ("warn", "error")]
+    for record, verdict in serious[:12]:
+        line = Text(f"{verdict.level}: ", style=STYLE[verdict.level])
+        line.append(f"{printable(record.name)}: {verdict.message}", style="default")
+        console.print(line, soft_wrap=True)
+        console.print(
+            Text(f"      {verdict.evidence.get('advice', '')} ({verdict.evidence.get('standing', '')})", style="dim")
+        )
+    if len(serious) > 12:
+        console.print(f"... and {len(serious) - 12} more; --json or --html give all")
+
+
+def _skipped(console: Console, found: Analysis, verbose: bool) -> None:
+    reasons = Counter((s.reason, s.routine) for s in found.skipped)
+    for (reason, routine), count in reasons.most_common():
+        if verbose or not routine:
+            names = [s.name for s in found.skipped if s.reason == reason]
+            shown = ", ".join(printable(name, 80) for name in names[: None if verbose else 3])
+            more = "" if verbose or count <= 3 else f" and {count - 3} more"
+            style = "dim" if routine else "yellow"
+            console.print(Text(f"skipped {count}: {reason}: {shown}{more}", style=style), soft_wrap=True)
+    routine = sum(count for (_, usual), count in reasons.items() if usual)
+    if routine and not verbose:
+        console.print(f"{routine} vectors and other tensors without a spectrum left out (-v lists them)", style="dim")
+
+
+def amount(count: int) -> str:
+    """A count for people.
+
+    >>> amount(22713216), amount(950)
+    ('22.7 M', '950')
+    """
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def bytes_amount(count: float) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def seconds_amount(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 100:
+        return f"{max(seconds, 0.1):.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def contents(source: Source, estimate: Forecast) -> dict[str, Any]:
+    """What `inspect` finds, as plain data."""
+    return {
+        "schema": 1,
+        "source": {
+            "path": source.path,
+            "format": source.format,
+            "parameters": source.parameters,
+            "tensors": len(source.tensors),
+        },
+        "weights": [
+            {
+                "name": weight.name,
+                "kind": weight.kind,
+                "shape": list(weight.shape),
+                "dtype": weight.dtype,
+                "aliases": list(weight.aliases),
+                "parameters": weight.parameters,
+                "notes": list(weight.notes),
+            }
+            for weight in source
+        ],
+        "skipped": [asdict(s) for s in source.skipped],
+        "forecast": asdict(estimate),
+    }
+
+
+def show_source(source: Source, estimate: Forecast, *, verbose: bool = False) -> None:
+    """Print what a source holds."""
+    console = _console()
+    size = sum(ref.numel * ITEMSIZE.get(ref.dtype, 0) for ref in source.tensors)
+    console.print(
+        f"{printable(source.path)}: {source.format}, {len(source.tensors)} tensors, {amount(source.parameters)} "
+        f"parameters, {bytes_amount(size)}",
+        soft_wrap=True,
+        markup=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("weight", no_wrap=True)
+    for title in ("kind", "shape", "dtype"):
+        table.add_column(title, no_wrap=True, justify="right" if title == "shape" else "left")
+    width = max(NAME, console.width - 46)
+    for weight in source:
+        shape = f"{weight.shape[0]} × {weight.shape[1]}"
+        tied = f" = {', '.join(weight.aliases)}" if weight.aliases else ""
+        table.add_row(Text(middle(weight.name + tied, width)), weight.kind, shape, weight.dtype)
+    console.print(table)
+    _skipped_tensors(console, source, verbose)
+    console.print(
+        f"an analysis would take about {seconds_amount(estimate.seconds)} on {estimate.cores} cores and "
+        f"{bytes_amount(estimate.bytes)} of memory (estimated)",
+        soft_wrap=True,
+    )
+
+
+def _skipped_tensors(console: Console, source: Source, verbose: bool) -> None:
+    grouped: dict[str, list[str]] = {}
+    for skipped in source.skipped:
+        grouped.setdefault(skipped.reason, []).append(skipped.name)
+    for reason, names in grouped.items():
+        shown = ", ".join(printable(name, 80) for name in names[: None if verbose else 3])
+        more = "" if verbose or len(names) <= 3 else f" and {len(names) - 3} more"
+        console.print(Text(f"no matrix in {len(names)}: {reason}: {shown}{more}", style="dim"), soft_wrap=True)
+
+
+def show_metrics(entries: Sequence[Mapping[str, str]]) -> None:
+    """Print the glossary of metrics."""
+    console = _console()
+    for entry in entries:
+        console.print(
+            Text(entry["name"], style="bold"), Text(entry["formula"], style="cyan"), Text(f"({entry['range']})")
+        )
+        console.print(Text(f"  {entry['meaning']}"))
+        console.print(Text(f"  {entry['reference']}", style="dim"))
+
+
+def show_formats() -> None:
+    """Print the formats and whether what they need is installed."""
+    from importlib.util import find_spec
+
+    from netspectra.sources import FORMATS
+
+    console = _console()
+    for reader in FORMATS.values():
+        ready = reader.extra is None or find_spec(reader.extra) is not None
+        state = "ready" if ready else f"needs pip install 'netspectra[{reader.extra}]'"
+        console.print(f"{reader.name}: {state}", markup=False)

@@ -1,0 +1,112 @@
+// The page comes to life: text and table at once, charts when they are seen, links into the table, theme, print.
+
+const THEMES = ["auto", "light", "dark"];
+
+function drawGlossary() {
+  const entries = [
+    ...metrics.map((metric) => ({ ...metric.entry, title: metric.title, name: metric.name, id: `metric-${metric.index + 1}` })),
+    ...report.glossary.filter((entry) => !metricByName.has(entry.name)),
+  ];
+  const part = (label, text, className) => (text ? [el("dt", {}, label), el("dd", { class: className ?? null }, visible(text))] : []);
+  document.getElementById("entries").append(...(entries.length ? entries : [{ title: "No metrics were computed", name: "" }]).map((entry) =>
+    el("article", { class: "entry", id: entry.id ?? null, tabindex: -1 },
+      el("h3", {}, visible(entry.title || entry.name), " ", el("code", {}, visible(entry.name))),
+      entry.formula ? el("p", { class: "formula" }, visible(entry.formula)) : null,
+      el("p", {}, visible(entry.meaning ?? "")),
+      el("dl", { class: "pairs" }, part("Range", entry.range), part("Reference", entry.reference)))));
+}
+
+/** Links like #weight-12 choose that weight and show it. */
+function followHash() {
+  const match = /^#weight-(\d+)$/.exec(location.hash);
+  const weight = match && weights[Number(match[1]) - 1];
+  if (!weight) return;
+  selection.only(weight.index);
+  const line = table.reveal(weight.index);
+  document.getElementById("weights").scrollIntoView();
+  line.focus({ preventScroll: true });
+}
+
+const theme = (() => {
+  const root = document.documentElement;
+  const button = document.getElementById("theme");
+  let now = "auto";
+  const apply = (value) => {
+    if (value === "auto") delete root.dataset.theme;
+    else root.dataset.theme = value;
+    charts.refreshAll();
+  };
+  return {
+    start() {
+      button.addEventListener("click", () => {
+        now = THEMES[(THEMES.indexOf(now) + 1) % THEMES.length];
+        button.firstElementChild.textContent = `Theme: ${now}`;
+        button.setAttribute("aria-label", `Colour theme: ${now === "auto" ? "as the system" : now}. Press to change`);
+        apply(now);
+      });
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.refreshAll());
+    },
+    /** Light and complete on paper, as before afterwards. */
+    onPaper(printing) {
+      apply(printing ? "light" : now);
+    },
+  };
+})();
+
+function startPrinting() {
+  addEventListener("beforeprint", () => {
+    table.draw(weights.length <= 500);
+    theme.onPaper(true);
+    charts.drawAll();
+    document.querySelectorAll("details.fold").forEach((fold) => { fold.dataset.was = fold.open; fold.open = true; });
+  });
+  addEventListener("afterprint", () => {
+    table.draw();
+    theme.onPaper(false);
+    document.querySelectorAll("details.fold").forEach((fold) => { fold.open = fold.dataset.was === "true"; });
+  });
+}
+
+/** Panels have as many columns as fit: draw them anew when the width has changed. */
+function followWidth() {
+  let width = innerWidth;
+  let waiting = null;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      if (innerWidth === width) return;
+      width = innerWidth;
+      charts.refresh(depth.node);
+    }, 200);
+  });
+}
+
+function drawPage() {
+  drawOverview();
+  table.start();
+  details.start();
+  drawGlossary();
+  document.getElementById("foot").textContent = `Made by netspectra${report.version ? ` ${visible(report.version)}` : ""}. This page is complete in itself and loads nothing.`;
+  theme.start();
+  startPrinting();
+  followWidth();
+  addEventListener("hashchange", followHash);
+}
+
+/** Draw the charts, the first one seen or not, and say on the root how long it took since navigation began. */
+function drawCharts() {
+  const root = document.documentElement;
+  spectra.start();
+  depth.start();
+  followHash();
+  requestAnimationFrame(() => setTimeout(() => {
+    if (spectra.node.isConnected) charts.draw(spectra.node);
+    root.dataset.chartsMs = Math.round(performance.now());
+    root.dataset.ready = "yes";
+    window.netspectraReady = true;
+  }, 0));
+}
+
+drawPage();
+document.documentElement.dataset.tableMs = Math.round(performance.now());
+document.addEventListener("DOMContentLoaded", drawCharts);

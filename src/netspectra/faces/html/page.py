@@ -1,0 +1,96 @@
+"""The page: a template, a style, a script, the data, and a policy that lets nothing else run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from netspectra.faces.html.payload import payload
+
+__all__ = ["content_policy", "encode", "render"]
+
+# In this order they are one script: what is defined above is used below.
+SCRIPTS = (
+    "text.js",
+    "data.js",
+    "plots.js",
+    "overview.js",
+    "table.js",
+    "spectra.js",
+    "depth.js",
+    "details.js",
+    "page.js",
+)
+
+
+def render(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) -> str:
+    """One complete, self-contained HTML page of an analysis.
+
+    The page loads nothing, runs only its own two scripts (their hashes are in its content security policy) and
+    treats every string of the document as text. The same document gives the same bytes.
+
+    Args:
+        document: the JSON of an analysis (schema 1).
+        glossary: what each metric means; entries with name, title, formula, meaning, reference, range.
+    """
+    from plotly.offline import get_plotlyjs
+
+    script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
+    style = _asset("report.css")
+    library = get_plotlyjs()
+    return Template(_asset("report.html")).substitute(
+        policy=content_policy(scripts=(script, library), styles=(style, "")),
+        style=style,
+        data=encode(payload(document, glossary)),
+        script=script,
+        library=library,
+        stand_ins="".join(f'<template id="{name}"></template>' for name in guarded_styles(library)),
+    )
+
+
+def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """A content security policy under which exactly these inline scripts and styles act, and nothing is loaded.
+
+    The charts' library adds one empty style element, so the empty style is among ``styles``.
+    """
+    return (
+        "default-src 'none'; "
+        f"script-src {' '.join(map(_digest, scripts))}; "
+        f"style-src {' '.join(map(_digest, styles))}; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def guarded_styles(library: str) -> list[str]:
+    """Ids of the style sheets that the charts' library would add as soon as it loads, unless the id is taken.
+
+    They belong to maps, which no report draws, and the policy would refuse them: empty elements take their ids.
+
+    >>> guarded_styles('if(!document.getElementById("' + 64 * "0" + '")){}') == [64 * "0"]
+    True
+    """
+    return sorted(set(re.findall(r'document\.getElementById\("([0-9a-f]{64})"\)', library)))
+
+
+def encode(data: Any) -> str:
+    """JSON that cannot end its script element nor be taken for markup: ASCII, with ``< > &`` escaped.
+
+    >>> encode("</script>")
+    '"\\\\u003c/script\\\\u003e"'
+    """
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return files("netspectra.faces.html").joinpath("assets", name).read_text(encoding="utf-8").replace("\r\n", "\n")

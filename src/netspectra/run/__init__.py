@@ -1,0 +1,30 @@
+"""How a map over weights is carried out: a function type, so that a cluster can be passed in where a loop stood.
+
+A ``Run`` is ``(function, weights) -> iterator of (weight, result)``: streaming, in any order, each weight once. An
+exception of the function ends the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from netspectra.weight import Weight
+
+R = TypeVar("R")
+
+__all__ = ["Run"]
+
+
+class Run(Protocol):
+    """The signature of every engine."""
+
+    def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
+        """Apply ``function`` to every weight, yielding results as they come."""
+        ...
+
+
+def serial(function: Callable[[Weight], Any], weights: Iterable[Weight]) -> Iterator[tuple[Weight, Any]]:
+    """One after another in this thread: the reference that every other engine must agree with."""
+    for weight in weights:
+        yield weight, function(weight)

@@ -1,0 +1,221 @@
+"""The run file: findings on disk as they come. SQLite, so that a killed job loses at most the weight in work."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.linalg.spectrum import Spectrum
+from netspectra.record import Record, Skipped, Value, Verdict
+
+__all__ = ["RunFile", "skipped_from"]
+
+SCHEMA = 1
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE records (
+    step INTEGER NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL,
+    findings TEXT, "values" BLOB, error BLOB, seconds REAL,
+    PRIMARY KEY (step, position)) WITHOUT ROWID;
+"""
+NO_STEP = -1
+
+
+class RunFile:
+    """Records of one job, in a file that survives a kill at any moment and can be read while it is written.
+
+    Attributes:
+        path: the file.
+        meta: what the job is: source, options, versions. Resuming with another meta is refused.
+    """
+
+    def __init__(self, path: str | Path, connection: sqlite3.Connection) -> None:
+        """Wrap an open connection; use `create_or_resume` or `read`."""
+        self.path = Path(path)
+        self._connection = connection
+
+    @classmethod
+    def create_or_resume(cls, path: str | Path, meta: Mapping[str, Any]) -> RunFile:
+        """Open the file for writing, a new one or one of exactly this job.
+
+        Raises:
+            InputRefused: the file holds another job (its input, options or version differ), or is no run file.
+        """
+        run = cls(path, _connect(Path(path), "rwc"))
+        with run._guarded():
+            run._connection.execute("PRAGMA journal_mode=WAL")
+            run._connection.execute("PRAGMA synchronous=NORMAL")
+            run._connection.execute("BEGIN IMMEDIATE")
+            if not run._connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+                for statement in TABLES.split(";"):
+                    run._connection.execute(statement)
+                rows = {"schema": SCHEMA, **meta}
+                run._connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, _dump(v)) for k, v in rows.items()])
+            run._connection.execute("COMMIT")
+        run._must_match(meta)
+        return run
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunFile:
+        """Open an existing run file for reading, also while another process writes it."""
+        if not Path(path).is_file():
+            raise InputRefused(f"{path}: no such run file")
+        run = cls(path, _connect(Path(path), "ro"))
+        if run.meta.get("schema") != SCHEMA:
+            raise InputRefused(f"{path}: run file of schema {run.meta.get('schema')!r}, this version reads {SCHEMA}")
+        return run
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the job is."""
+        with self._guarded():
+            return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM meta")}
+
+    def add(self, position: int, found: Record | Skipped) -> None:
+        """Keep one weight's findings, atomically."""
+        step = found.step if isinstance(found, Record) and found.step is not None else NO_STEP
+        row: tuple[Any, ...] = (step, position, found.name)
+        if isinstance(found, Record):
+            s = found.spectrum
+            row += (_dump(_findings(found)), s.values.tobytes(), s.error.tobytes(), s.seconds)
+        else:
+            row += (_dump({"skipped": asdict(found)}), None, None, 0.0)
+        with self._guarded():
+            self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def found(self) -> dict[int, Record | Skipped]:
+        """Everything kept so far, by position in the checkpoint."""
+        return {position: found for _, position, found in self.rows()}
+
+    def rows(self) -> Iterator[tuple[int | None, int, Record | Skipped]]:
+        """Every (step, position, finding), in that order."""
+        query = 'SELECT step, position, findings, "values", error, seconds FROM records ORDER BY step, position'
+        with self._guarded():
+            for step, position, findings, values, error, seconds in self._connection.execute(query):
+                step = None if step == NO_STEP else step
+                yield step, position, _restore(json.loads(findings), values, error, seconds, step)
+
+    def finish(self) -> None:
+        """Fold the write-ahead log into the one file, so that it can be moved, and close it."""
+        with self._guarded():
+            self._connection.execute("PRAGMA journal_mode=DELETE")
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _must_match(self, meta: Mapping[str, Any]) -> None:
+        held = self.meta
+        if held.get("schema") != SCHEMA:
+            raise InputRefused(f"{self.path}: run file of schema {held.get('schema')!r}, this version writes {SCHEMA}")
+        wanted = json.loads(_dump(dict(meta)))
+        for key, value in wanted.items():
+            if held.get(key) != value:
+                raise InputRefused(
+                    f"{self.path}: belongs to another job: {key} was {_short(held.get(key))}, now {_short(value)}. "
+                    "Name a new run file, or repeat the job as it was"
+                )
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as wrong:
+            raise _explained(self.path, wrong) from None
+
+
+def skipped_from(row: Mapping[str, Any]) -> Skipped:
+    """Undo ``asdict`` of a `Skipped` that went through JSON."""
+    return Skipped(row["name"], tuple(row["shape"]), row["reason"], row["routine"])
+
+
+def _short(value: Any) -> str:
+    text = _dump(value)
+    return text if len(text) <= 120 else f"{text[:100]}..."
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputRefused(f"{path}: not a regular file")
+        uri = f"{path.resolve().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
+    except sqlite3.DatabaseError as wrong:
+        raise _explained(path, wrong) from None
+
+
+def _explained(path: Path, wrong: sqlite3.DatabaseError) -> Exception:
+    text = str(wrong)
+    if "not a database" in text or "no such table" in text or "malformed" in text:
+        return InputRefused(f"{path}: not a netspectra run file ({text}). Name another file")
+    if "locked" in text:
+        return EnvironmentFailure(f"{path}: another process is writing this run file. Wait for it, or name another")
+    return EnvironmentFailure(f"{path}: {text}")
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, sort_keys=True, allow_nan=True)
+
+
+def _findings(record: Record) -> dict[str, Any]:
+    s = record.spectrum
+    return {
+        "name": record.name,
+        "kind": record.kind,
+        "shape": record.shape,
+        "dtype": record.dtype,
+        "parameters": record.parameters,
+        "aliases": record.aliases,
+        "notes": record.notes,
+        "verdicts": [asdict(verdict) for verdict in record.verdicts],
+        "metrics": {name: _value(value) for name, value in record.metrics.items()},
+        "spectrum": {"shape": s.shape, "frobenius2": s.frobenius2, "how": s.how, "dtype": s.dtype, "route": s.route},
+    }
+
+
+def _value(value: Value) -> list[Any]:
+    return [float(value), value.error, value.low, value.high, value.note, dict(value.detail)]
+
+
+def _restore(
+    findings: dict[str, Any], values: bytes | None, error: bytes | None, seconds: float, step: int | None
+) -> Record | Skipped:
+    if values is None or error is None:
+        return skipped_from(findings["skipped"])
+    s = findings.pop("spectrum")
+    spectrum = Spectrum(
+        np.frombuffer(values),
+        tuple(s["shape"]),
+        s["frobenius2"],
+        np.frombuffer(error),
+        how=s["how"],
+        dtype=s["dtype"],
+        route=s["route"],
+        seconds=seconds,
+    )
+    metrics = {
+        name: Value(number, error=e, low=low, high=high, note=note, detail=detail)
+        for name, (number, e, low, high, note, detail) in findings.pop("metrics").items()
+    }
+    return Record(
+        name=findings["name"],
+        kind=findings["kind"],
+        shape=tuple(findings["shape"]),
+        dtype=findings["dtype"],
+        parameters=findings["parameters"],
+        spectrum=spectrum,
+        metrics=metrics,
+        aliases=tuple(findings["aliases"]),
+        verdicts=tuple(Verdict(**verdict) for verdict in findings["verdicts"]),
+        notes=tuple(findings["notes"]),
+        step=step,
+    )

@@ -1,0 +1,159 @@
+"""Where weights come from: ``open`` is the one place in which kinds of input are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.registry import Registry
+from netspectra.sources.guard import GUARD, printable, refuse
+from netspectra.views import Context, view
+from netspectra.weight import Source, TensorRef
+
+__all__ = ["FORMATS", "Format", "open"]
+
+
+class Format(Protocol):
+    """A reader of one file format: it knows bytes, and nothing of layers.
+
+    Attributes:
+        name: what the format is called in results.
+        extra: the extra of this package it needs (``pip install netspectra[extra]``), or None.
+    """
+
+    name: str
+    extra: str | None
+
+    def claims(self, path: Path) -> bool:
+        """Whether the path looks like this format: by content, not by suffix."""
+        ...
+
+    def files(self, path: Path) -> list[Path]:
+        """Every file that holds the checkpoint's tensors, in order."""
+        ...
+
+    def tensors(self, path: Path) -> Iterator[TensorRef]:
+        """Yield every tensor's name, shape, dtype and loader, reading headers only."""
+        ...
+
+
+FORMATS: Registry[Format] = Registry("netspectra.sources.formats", "format")
+
+
+def open(origin: Any) -> Source:
+    """Open anything that holds weights.
+
+    Args:
+        origin: a live ``torch.nn.Module``; a mapping of names to tensors (a state dict, gradients, updates); or the
+            path of a checkpoint file or folder. A `Source` is returned as it is.
+
+    Raises:
+        InputRefused: no such file, damaged, or of no known format; the text says what was found and what to do.
+
+    Cost: the headers of the files; no tensor is read.
+    """
+    if isinstance(origin, Source):
+        return origin
+    if isinstance(origin, str | os.PathLike):
+        return _open_path(Path(origin))
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        from netspectra.sources.module import open_mapping, open_module
+
+        if isinstance(origin, torch.nn.Module):
+            return open_module(origin)
+        if isinstance(origin, Mapping):
+            return open_mapping(origin)
+    raise InputRefused(
+        f"cannot open {type(origin).__name__}: give a torch.nn.Module, a dict of tensors, or a checkpoint's path"
+    )
+
+
+def _open_path(path: Path) -> Source:
+    path = path.expanduser()
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as wrong:
+        raise InputRefused(f"{printable(str(path))}: cannot be a path: {wrong}") from None
+    if not there:
+        refuse(path, "no such file or folder")
+    if not path.is_dir():
+        GUARD.regular(path)
+    for reader in FORMATS.values():
+        if reader.claims(path):
+            tensors = tuple(reader.tensors(path))
+            weights, skipped = view(tensors, _context(path))
+            identify = partial(_identify, reader, path, tensors)
+            return Source(str(path), reader.name, tensors, tuple(weights), tuple(skipped), identify)
+    refuse(path, _diagnosis(path))
+
+
+def _context(path: Path) -> Context:
+    """What lies beside the weights and says how they are used: the Hugging Face ``config.json``, if any."""
+    folder = path if path.is_dir() else path.parent
+    config = folder / "config.json"
+    if not config.exists():
+        return Context()
+    GUARD.inside(folder, config.name)
+    return Context(config=GUARD.read_json(config))
+
+
+def _diagnosis(path: Path) -> str:
+    """What a path that no reader claims most likely is, and what to do."""
+    known = ", ".join(FORMATS)
+    if path.is_dir():
+        names = sorted(child.name for child in path.iterdir())[:5]
+        held = ", ".join(printable(name, 40) for name in names) or "nothing"
+        return f"the folder holds no checkpoint of a known format ({known}); it holds {held}"
+    size = GUARD.regular(path)
+    if size == 0:
+        return "is empty; fetch it again"
+    with path.open("rb") as file:
+        start = file.read(512)
+    lowered = start.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights; run 'git lfs pull'"
+    if lowered.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page (an error page saved by a download?), not a checkpoint; fetch it again"
+    for magic, what in _MAGIC.items():
+        if start.startswith(magic):
+            return f"is {what}, which is not among the readable formats ({known})"
+    return f"is of no known format ({known}); it begins with {start[:8]!r}"
+
+
+_MAGIC = {
+    b"PK\x03\x04": "a zip archive (a PyTorch .pt, .npz or .keras file?)",
+    b"\x80": "a pickle, or a legacy PyTorch file",
+    b"GGUF": "a GGUF file",
+    b"\x93NUMPY": "a NumPy .npy file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x08": "perhaps an ONNX file",
+}
+
+SAMPLES = 256
+SAMPLE_BYTES = 4096
+
+
+def _identify(reader: Format, checkpoint: Path, tensors: tuple[TensorRef, ...]) -> tuple[str, str]:
+    """(fingerprint, guard): what the input is, by names, sizes and sampled bytes; and when it was last written."""
+    content, times = hashlib.sha256(), hashlib.sha256()
+    for ref in tensors:
+        content.update(f"{ref.name!r} {ref.dtype} {ref.shape}\n".encode("utf-8", "surrogatepass"))
+    for path in reader.files(checkpoint):
+        size = GUARD.regular(path)
+        content.update(f"{size}\n".encode())
+        times.update(f"{path.resolve()} {size} {path.stat().st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        try:
+            with path.open("rb") as file:
+                for place in range(SAMPLES):
+                    file.seek(max(0, size - SAMPLE_BYTES) * place // (SAMPLES - 1))
+                    content.update(file.read(SAMPLE_BYTES))
+        except OSError as wrong:
+            raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror}") from None
+    return content.hexdigest(), times.hexdigest()

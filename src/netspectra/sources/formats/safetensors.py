@@ -1,0 +1,165 @@
+"""safetensors: one file, a sharded index, or a Hugging Face folder that holds either.
+
+The header is read here, strictly, before anything else sees the file (layout: https://github.com/huggingface/safetensors,
+"Format"): eight bytes of length, a JSON table, then the tensors back to back without overlap or hole. Bytes are read
+from their offsets when a weight is asked for, and only the rows that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from netspectra.sources import FORMATS
+from netspectra.sources.guard import GUARD, refuse
+from netspectra.sources.stored import StoredTensor, opened
+from netspectra.weight import ITEMSIZE, TensorRef
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "C64": "complex64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class Safetensors:
+    """The reader."""
+
+    name = "safetensors"
+    extra = None
+
+    def claims(self, path: Path) -> bool:
+        """A folder that holds safetensors, an index of them, or a file that begins like one, whatever its suffix."""
+        if path.is_dir():
+            return any(path.glob("*.safetensors")) or (path / INDEX).exists()
+        if path.name.endswith(".safetensors.index.json"):
+            return True
+        with opened(path) as file:
+            start = file.read(9)
+        return start[8:] == b"{" and start[:1] != b"{"
+
+    def files(self, path: Path) -> list[Path]:
+        """Every file that holds tensors of the checkpoint, in order."""
+        if path.is_dir():
+            indices = sorted(path.glob("*.safetensors.index.json"))
+            whole = sorted(path.glob("*.safetensors"))
+            if (path / INDEX).exists():
+                return self._shards(path / INDEX)
+            if (path / "model.safetensors").exists():
+                return [path / "model.safetensors"]
+            if len(indices) == 1:
+                return self._shards(indices[0])
+            if len(whole) == 1:
+                return whole
+            names = ", ".join(file.name for file in (*indices, *whole)[:6])
+            refuse(path, f"holds several checkpoints ({names}); name one of them")
+        return self._shards(path) if path.suffix == ".json" else [path]
+
+    def tensors(self, path: Path) -> Iterator[TensorRef]:
+        """Yield every tensor by header alone, in the order of the files and of the bytes in them."""
+        seen: dict[str, Path] = {}
+        for file in self.files(path):
+            for ref in _header(file):
+                if ref.name in seen:
+                    refuse(file, f"the tensor is in {seen[ref.name].name} too", ref.name)
+                seen[ref.name] = file
+                yield ref
+
+    def _shards(self, index: Path) -> list[Path]:
+        weight_map = GUARD.read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            refuse(index, "has no weight_map")
+        names = list(dict.fromkeys(weight_map.values()))
+        if len(names) > GUARD.shards:
+            refuse(index, f"names {len(names)} files, allowed are {GUARD.shards}")
+        files = [GUARD.inside(index.parent, name) for name in names]
+        for file in files:
+            if not file.exists():
+                refuse(index, f"the shard {file.name} is missing; fetch the checkpoint again")
+        self._complete(index, weight_map, dict(zip(names, files, strict=True)))
+        return sorted(files)
+
+    def _complete(self, index: Path, weight_map: dict[str, str], files: dict[str, Path]) -> None:
+        held = {shard: {ref.name for ref in _header(file)} for shard, file in files.items()}
+        for tensor, shard in weight_map.items():
+            if tensor not in held[shard]:
+                refuse(index, f"says it is in {shard}, which does not hold it", tensor)
+
+
+def _header(path: Path) -> Iterator[TensorRef]:
+    """Check the whole header, then yield its tensors in the order of their bytes."""
+    size = GUARD.regular(path)
+    with opened(path) as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            refuse(path, f"has {size} bytes, a safetensors file begins with 8 bytes of header length")
+        length = int.from_bytes(prefix, "little")
+        if length > GUARD.header_bytes:
+            refuse(path, f"claims a header of {length} bytes, allowed are {GUARD.header_bytes}")
+        if 8 + length > size:
+            refuse(path, f"is truncated: header of {length} bytes, file of {size}; fetch it again")
+        table = GUARD.json(path, file.read(length))
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        refuse(path, "is not a table of texts", "__metadata__")
+    if len(table) > GUARD.tensors:
+        refuse(path, f"holds {len(table)} tensors, allowed are {GUARD.tensors}")
+    entries = sorted((_entry(path, name, entry) for name, entry in table.items()), key=lambda entry: entry[1:3])
+    end = 0
+    for ref, begin, stop in entries:
+        if begin != end:
+            refuse(path, f"its bytes begin at {begin}, the tensor before ends at {end}: overlap or hole", ref.name)
+        end = stop
+    if 8 + length + end != size:
+        refuse(path, f"is {'truncated' if size < 8 + length + end else 'too long'}: "
+                     f"the header describes {8 + length + end} bytes, the file has {size}; fetch it again")  # fmt: skip
+    for ref, begin, _ in entries:
+        yield _at(ref, path, 8 + length + begin)
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorRef, int, int]:
+    GUARD.name(path, name)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        refuse(path, "the header entry is not {dtype, shape, data_offsets}", name)
+    offsets = entry["data_offsets"]
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(o) is int and o >= 0 for o in offsets)):
+        refuse(path, "data_offsets are not two whole numbers", name)
+    begin, end = offsets
+    shape = GUARD.shape(path, name, entry["shape"])
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    problem = "" if dtype else f"stored as {entry['dtype']!r}, which torch cannot hold"
+    ref = TensorRef(name, shape, dtype or str(entry["dtype"]), _unread, problem=problem)
+    if begin > end or (dtype and end - begin != ref.numel * ITEMSIZE[dtype]):
+        refuse(path, f"{entry['dtype']} {list(shape)} has {ref.nbytes} bytes, the header gives {end - begin}", name)
+    return ref, begin, end
+
+
+def _unread(index: Any = ()) -> Any:
+    raise NotImplementedError("a header entry before its place in the file is known")
+
+
+def _at(ref: TensorRef, path: Path, offset: int) -> TensorRef:
+    if ref.problem:
+        return ref
+    return TensorRef(ref.name, ref.shape, ref.dtype, StoredTensor(path, offset, ref.shape, ref.dtype))
+
+
+FORMATS.add(Safetensors.name, Safetensors(), __name__)

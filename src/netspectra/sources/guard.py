@@ -1,0 +1,141 @@
+"""All limits on what comes from outside, in one place; every reader asks here before it reads, allocates or follows."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from netspectra.errors import EnvironmentFailure, InputRefused
+
+__all__ = ["GUARD", "Guard", "printable", "refuse"]
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text with control and direction-changing characters escaped, cut in the middle beyond ``limit``.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= limit else f"{shown[: limit // 2]}...{shown[-limit // 2 :]}"
+
+
+def refuse(path: Path | str, what: str, field: str = "") -> NoReturn:
+    """Raise the one-line refusal ``FILE: FIELD: what``."""
+    middle = f"{printable(field)}: " if field else ""
+    raise InputRefused(f"{printable(str(path))}: {middle}{what}")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Limits; a file beyond one of them is refused by name and number.
+
+    Attributes:
+        header_bytes: largest header or index that is parsed.
+        tensors: most tensors in one source.
+        dimensions: most axes of one tensor.
+        name_bytes: longest tensor name.
+        numel: most numbers in one tensor.
+        shards: most files of one checkpoint.
+    """
+
+    header_bytes: int = 100_000_000
+    tensors: int = 1_000_000
+    dimensions: int = 16
+    name_bytes: int = 65_536
+    numel: int = 2**50
+    shards: int = 10_000
+
+    def regular(self, path: Path) -> int:
+        """Size of ``path``, which must be a regular, readable file: no FIFO, device or folder is ever opened."""
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            refuse(path, "no such file")
+        except OSError as wrong:
+            raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror}") from None
+        if not stat.S_ISREG(found.st_mode):
+            refuse(path, "not a regular file")
+        return found.st_size
+
+    def inside(self, folder: Path, name: Any) -> Path:
+        """``folder / name`` where ``name`` is a plain file name whose target stays in the folder.
+
+        Links out of the folder are refused, but for the layout of the Hugging Face cache, where
+        ``snapshots/REV/NAME`` points into ``blobs/`` two levels up.
+        """
+        if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
+            refuse(folder, f"names the file {printable(repr(name))}, allowed are plain file names", "index")
+        path = folder / name
+        target, home = path.resolve(), folder.resolve()
+        cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+        if target.parent not in (home, cache):
+            refuse(path, "is a link out of the folder; copy the file into it")
+        return path
+
+    def shape(self, path: Path, tensor: str, shape: Any) -> tuple[int, ...]:
+        """Check a shape: few axes, whole sizes, a product within limits."""
+        if not isinstance(shape, list | tuple) or len(shape) > self.dimensions:
+            refuse(path, f"shape is not a list of at most {self.dimensions} sizes", tensor)
+        for size in shape:
+            if type(size) is not int or not 0 <= size <= self.numel:
+                refuse(path, f"shape has the size {printable(repr(size), 40)}", tensor)
+        if math.prod(size for size in shape if size) > self.numel:
+            refuse(path, f"shape {printable(str(list(shape)))} has more than {self.numel} numbers", tensor)
+        return tuple(shape)
+
+    def name(self, path: Path, name: str) -> str:
+        """Check a tensor name: text that can be written down again, not too long."""
+        try:
+            length = len(name.encode())
+        except UnicodeEncodeError:
+            refuse(path, "a tensor name is not valid Unicode", name.encode("unicode_escape").decode())
+        if length > self.name_bytes:
+            refuse(path, f"a tensor name has {length} bytes, allowed are {self.name_bytes}")
+        return name
+
+    def json(self, path: Path, text: bytes) -> dict[str, Any]:
+        """Parse a JSON object strictly: UTF-8, no key twice, not too deep, no NaN."""
+
+        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) != len(pairs):
+                keys = [key for key, _ in pairs]
+                twice = next(key for key in found if keys.count(key) > 1)
+                refuse(path, "the key stands twice", twice)
+            return found
+
+        def constant(name: str) -> NoReturn:
+            refuse(path, f"{name} is not JSON")
+
+        try:
+            parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        except UnicodeDecodeError:
+            refuse(path, "the JSON header is not UTF-8")
+        except InputRefused:
+            raise
+        except RecursionError:
+            refuse(path, "the JSON header is nested too deeply")
+        except ValueError as wrong:
+            refuse(path, f"the JSON header is broken: {printable(str(wrong))}")
+        if not isinstance(parsed, dict):
+            refuse(path, "the JSON header is not an object")
+        return parsed
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """Read a small JSON file under the same rules."""
+        size = self.regular(path)
+        if size > self.header_bytes:
+            refuse(path, f"has {size} bytes, allowed are {self.header_bytes}")
+        try:
+            return self.json(path, path.read_bytes())
+        except OSError as wrong:
+            raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror}") from None
+
+
+GUARD = Guard()

@@ -1,0 +1,162 @@
+"""Live modules and mappings of tensors. The model is looked at, never touched: no mode, buffer or counter changes."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from netspectra.errors import InputRefused
+from netspectra.views import Context, view
+from netspectra.weight import Index, Source, TensorRef
+
+__all__ = ["open_mapping", "open_module"]
+
+SAMPLE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class LiveTensor:
+    """A tensor in memory, as a `netspectra.weight.Loader`."""
+
+    tensor: Tensor
+
+    def __call__(self, index: Index = ()) -> Tensor:
+        """Give ``tensor[index]``, a view without a gradient."""
+        found = self.tensor.detach()
+        return found[index] if index else found
+
+
+@dataclass(frozen=True, eq=False)
+class Parametrized:
+    """The effective value of a parametrized tensor, computed on a copy so that no buffer of the original moves."""
+
+    module: nn.Module
+    attribute: str
+
+    def __call__(self, index: Index = ()) -> Tensor:
+        """Evaluate the parametrization in eval mode and give ``tensor[index]``."""
+        chain = copy.deepcopy(getattr(self.module.parametrizations, self.attribute)).eval()
+        with torch.no_grad():
+            found = chain().detach()
+        return found[index] if index else found
+
+
+def open_module(module: nn.Module) -> Source:
+    """View a live module's parameters, by effective value where they are parametrized."""
+    refs: list[TensorRef] = []
+    for prefix, child in module.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        facts = _facts(child)
+        if parametrize.is_parametrized(child):
+            for attribute in child.parametrizations:  # type: ignore[union-attr]
+                refs.append(_parametrized(f"{dot}{attribute}", child, attribute, facts))
+        if isinstance(child, parametrize.ParametrizationList) or ".parametrizations." in f".{dot}":
+            continue
+        for name, parameter in child.named_parameters(recurse=False, remove_duplicate=False):
+            refs.append(_ref(f"{dot}{name}", parameter, facts))
+        for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False):
+            refs.append(_ref(f"{dot}{name}", buffer, {**facts, "buffer": True}))
+    return _source(type(module).__name__, "module", tuple(refs))
+
+
+def open_mapping(tensors: Mapping[Any, Any]) -> Source:
+    """View a mapping of names to tensors or arrays: a state dict, gradients, an update."""
+    refs: list[TensorRef] = []
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise InputRefused(f"a dict of tensors has names for keys, found {type(name).__name__}")
+        if not isinstance(value, Tensor):
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputRefused(f"{name!r} is {type(value).__name__}, neither tensor nor array") from None
+        refs.append(_ref(name, value, {}))
+    return _source("dict", "tensors", tuple(refs))
+
+
+def _source(path: str, kind: str, refs: tuple[TensorRef, ...]) -> Source:
+    weights, skipped = view(refs, Context())
+    return Source(path, kind, refs, tuple(weights), tuple(skipped), lambda: _identify(refs))
+
+
+def _identify(refs: tuple[TensorRef, ...]) -> tuple[str, str]:
+    """Fingerprint from names, shapes, dtypes and up to 4096 numbers of each tensor."""
+    content = hashlib.sha256()
+    for ref in refs:
+        content.update(f"{ref.name!r} {ref.dtype} {ref.shape}\n".encode("utf-8", "surrogatepass"))
+        if ref.problem:
+            continue
+        flat = ref.load().reshape(-1)
+        sample = flat[:: max(1, len(flat) // SAMPLE)][: 2 * SAMPLE].contiguous().cpu()
+        content.update(sample.view(torch.uint8).numpy().tobytes() if len(sample) else b"")
+    return content.hexdigest(), ""
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _problem(tensor: Tensor) -> str:
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        return "not initialised yet: run one batch through the lazy module first"
+    if tensor.is_meta:
+        return "on the meta device: it has a shape but no numbers"
+    if tensor.is_quantized:
+        return "quantized storage: dequantize the module first"
+    return ""
+
+
+def _ref(name: str, tensor: Tensor, facts: Mapping[str, Any]) -> TensorRef:
+    problem = _problem(tensor)
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        return TensorRef(name, (), _dtype(tensor), LiveTensor(tensor), facts, None, problem)
+    return TensorRef(name, tuple(tensor.shape), _dtype(tensor), LiveTensor(tensor), facts, _identity(tensor), problem)
+
+
+def _identity(tensor: Tensor) -> Hashable:
+    """Equal for two names of the same numbers; None where storage cannot be named (sparse, meta, fake)."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+        return None
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _parametrized(name: str, module: nn.Module, attribute: str, facts: Mapping[str, Any]) -> TensorRef:
+    loader = Parametrized(module, attribute)
+    value = loader()
+    return TensorRef(name, tuple(value.shape), _dtype(value), loader, {**facts, "parametrized": True})
+
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _facts(module: nn.Module) -> dict[str, Any]:
+    """What the module's class says of its tensors' use; by name, so that no import of transformers is needed."""
+    facts: dict[str, Any] = {"module": type(module).__name__}
+    if isinstance(module, _CONV):
+        facts.update(
+            conv=True,
+            kernel_size=module.kernel_size,
+            stride=module.stride,
+            padding=module.padding,
+            output_padding=module.output_padding,
+            padding_mode=module.padding_mode,
+            dilation=module.dilation,
+            groups=module.groups,
+            transposed=module.transposed,
+        )
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        facts["embedding"] = True
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        facts["recurrent"] = module.mode if isinstance(module, nn.RNNBase) else type(module).__name__
+    elif isinstance(module, nn.Bilinear):
+        facts["bilinear"] = True
+    elif type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        facts["input_first"] = True
+    return facts

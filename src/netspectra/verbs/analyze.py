@@ -1,0 +1,159 @@
+"""See: every weight's singular values, what they say, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from netspectra.analysis import RELATIVE_ERROR, Analysis
+from netspectra.errors import InputRefused, NotDecomposable
+from netspectra.linalg.operator import BlockDiagonal
+from netspectra.linalg.spectrum import Spectrum
+from netspectra.linalg.svd import svdvals, union
+from netspectra.metrics import chosen, evaluate
+from netspectra.metrics.ranks import relative_error
+from netspectra.record import Record, Skipped, Value
+from netspectra.run import Run
+from netspectra.run.local import LocalRun
+from netspectra.runfile import RunFile
+from netspectra.verdicts import judge
+from netspectra.version import __version__
+from netspectra.weight import Selection, Source, Weight
+
+__all__ = ["AnalyzeOptions", "analyze", "flops"]
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """What is asked of an analysis; part of a run file's identity.
+
+    Attributes:
+        metrics: names from the registry, or None for all.
+        ranks: ranks k whose relative approximation error is wanted.
+        accuracy: largest relative error of each singular value above the rounding floor.
+        include: patterns of weight names to take (glob, or ``re:`` and a regular expression); none means all.
+        exclude: patterns to leave out.
+        device: where to compute, as torch names it; None leaves each tensor where it is.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    ranks: tuple[int, ...] = ()
+    accuracy: float = 1e-6
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        chosen(self.metrics)
+        if not 1e-12 <= self.accuracy <= 0.1:
+            raise InputRefused(f"--accuracy {self.accuracy:g}: give a relative error between 1e-12 and 0.1")
+        for k in self.ranks:
+            if k < 1:
+                raise InputRefused(f"--rank {k}: a rank is at least 1")
+
+
+def analyze(
+    source: Source,
+    options: AnalyzeOptions = AnalyzeOptions(),
+    *,
+    run: Run = LocalRun(),
+    runfile: RunFile | None = None,
+    progress: Callable[[Weight | None], None] = lambda weight: None,
+) -> Analysis:
+    """Find every selected weight's singular values and what follows from them.
+
+    Args:
+        source: what `netspectra.open` gave.
+        options: what is wanted.
+        run: the engine that maps a function over weights.
+        runfile: where findings are kept as they come; weights it already holds are not done again.
+        progress: called with each weight when it is done.
+    """
+    selection = Selection(options.include, options.exclude)
+    wanted = {position: weight for position, weight in enumerate(source.weights) if selection.accepts(weight.name)}
+    places = {id(weight): position for position, weight in wanted.items()}
+    found = dict(runfile.found()) if runfile else {}
+    for position in found:
+        progress(wanted[position])
+    open_ = [weight for position, weight in wanted.items() if position not in found]
+    for weight, finding in run(partial(measure, options=options), open_):
+        position = places[id(weight)]
+        found[position] = finding
+        if runfile:
+            runfile.add(position, finding)
+        progress(weight)
+    ordered = [
+        _attached(found[position], weight) for position, weight in sorted(wanted.items(), key=lambda item: item[0])
+    ]
+    return Analysis(
+        tuple(r for r in ordered if isinstance(r, Record)),
+        (*source.skipped, *(s for s in ordered if isinstance(s, Skipped))),
+        source.describe(),
+        _told(options),
+        len(wanted),
+    )
+
+
+def job(source: Source, options: AnalyzeOptions) -> dict[str, Any]:
+    """What makes two analyses the same job: the meta of their run file."""
+    selection = Selection(options.include, options.exclude)
+    return {
+        "verb": "analyze",
+        "version": __version__,
+        "source": source.describe(),
+        "guard": source.guard,
+        "options": _told(options),
+        "weights": sum(selection.accepts(weight.name) for weight in source.weights),
+        "skipped": [asdict(skipped) for skipped in source.skipped],
+    }
+
+
+def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
+    """One weight's findings; what cannot be decomposed or read is skipped with the reason."""
+    try:
+        spectrum = _spectrum(weight, options)
+    except (NotDecomposable, InputRefused) as reason:
+        return Skipped(weight.name, weight.part.shape, str(reason))
+    metrics = evaluate(chosen(options.metrics), spectrum)
+    for k in options.ranks:
+        metrics[f"{RELATIVE_ERROR}{k}"] = Value(relative_error(spectrum, k))
+    return Record(
+        name=weight.name,
+        kind=weight.kind,
+        shape=weight.shape,
+        dtype=weight.dtype,
+        parameters=weight.parameters,
+        spectrum=spectrum,
+        metrics=metrics,
+        aliases=weight.aliases,
+        verdicts=judge(spectrum, metrics),
+        notes=weight.notes,
+    )
+
+
+def flops(weight: Weight) -> float:
+    """Float64 operations that its singular values take: m n min(m, n) + 4/3 min(m, n)^3."""
+    m, n = weight.shape
+    groups = weight.layout.groups
+    m, n = m // groups, n // groups
+    return groups * (m * n * min(m, n) + 4 / 3 * min(m, n) ** 3)
+
+
+def _spectrum(weight: Weight, options: AnalyzeOptions) -> Spectrum:
+    operator = weight.operator(options.device)
+    if isinstance(operator, BlockDiagonal):
+        return union([svdvals(block, accuracy=options.accuracy) for block in operator.blocks], weight.shape)
+    return svdvals(operator.dense(), accuracy=options.accuracy)  # type: ignore[attr-defined]
+
+
+def _attached(finding: Record | Skipped, weight: Weight) -> Record | Skipped:
+    return replace(finding, load=weight.operator) if isinstance(finding, Record) else finding
+
+
+def _told(options: AnalyzeOptions) -> dict[str, Any]:
+    """The options as exports show them."""
+    names = [metric.name for metric in chosen(options.metrics)]
+    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}, "metrics": names}

@@ -1,0 +1,300 @@
+"""From named tensors to weight matrices: a table of rules, tried in order; what none claims is listed with the reason.
+
+A rule looks at a tensor's name, shape and the facts its source knows, and says which matrices it holds. Rules know no
+files and formats know no layers: they meet here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from netspectra.record import Skipped
+from netspectra.weight import Layout, Part, TensorRef, Weight
+
+__all__ = ["RULES", "Context", "Rule", "view"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known beside the single tensor.
+
+    Attributes:
+        config: the model's ``config.json``, where there is one.
+        shapes: every tensor's shape by name.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def model_type(self) -> str:
+        """The config's ``model_type``, or an empty text."""
+        found = self.config.get("model_type")
+        return found if isinstance(found, str) else ""
+
+    def size(self, *names: str) -> int | None:
+        """The first of these config entries that is a positive whole number; a nested text config counts too."""
+        text = self.config.get("text_config")
+        for config in (self.config, text if isinstance(text, dict) else {}):
+            for name in names:
+                found = config.get(name)
+                if type(found) is int and found > 0:
+                    return found
+        return None
+
+
+class Routine(str):
+    """A reason that was to be expected: the tensor is not meant to be a matrix."""
+
+
+Answer = list[Weight] | str | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table: a name for people, and the function that claims a tensor.
+
+    ``claim(ref, context)`` gives the weights it holds, a text that says why it holds none, or None: not mine.
+    """
+
+    name: str
+    claim: Callable[[TensorRef, Context], Answer]
+
+
+def view(refs: Iterable[TensorRef], context: Context) -> tuple[list[Weight], list[Skipped]]:
+    """Apply the rules to every tensor; tied names become aliases of the first."""
+    refs = tuple(refs)
+    context = replace(context, shapes={ref.name: ref.shape for ref in refs})
+    weights: list[Weight] = []
+    skipped: list[Skipped] = []
+    tied: dict[Any, list[str]] = {}
+    for ref in refs:
+        if ref.identity is not None:
+            tied.setdefault(ref.identity, []).append(ref.name)
+    for ref in refs:
+        names = tied.get(ref.identity, [ref.name])
+        if ref.identity is not None and ref.name != names[0]:
+            continue
+        answer = _first(ref, context)
+        if isinstance(answer, str):
+            skipped.append(Skipped(ref.name, ref.shape, str(answer), isinstance(answer, Routine)))
+        else:
+            weights.extend(_aliased(weight, ref.name, tuple(names[1:])) for weight in answer)
+    return weights, skipped
+
+
+def _aliased(weight: Weight, name: str, aliases: tuple[str, ...]) -> Weight:
+    suffix = weight.name.removeprefix(name)
+    return replace(weight, aliases=tuple(f"{alias}{suffix}" for alias in aliases))
+
+
+def _first(ref: TensorRef, context: Context) -> list[Weight] | str:
+    for rule in RULES:
+        answer = rule.claim(ref, context)
+        if answer is not None:
+            return answer
+    return f"no rule for a tensor with {len(ref.shape)} axes"
+
+
+# ---- what holds no matrix ----------------------------------------------------------------------------------------
+
+
+def _unreadable(ref: TensorRef, context: Context) -> Answer:
+    return ref.problem or None
+
+
+def _not_numbers(ref: TensorRef, context: Context) -> Answer:
+    if ref.dtype.startswith(("float", "bfloat", "complex")) and ref.dtype != "float8_e8m0fnu":
+        return None
+    reason = f"{ref.dtype} numbers are codes, indices or flags, not weights"
+    return Routine(reason) if ref.dtype in ("int64", "int32", "bool") or len(ref.shape) < 2 else reason
+
+
+def _vector(ref: TensorRef, context: Context) -> Answer:
+    if ref.numel == 0:
+        return Routine("empty")
+    if len(ref.shape) < 2:
+        return Routine("a vector (bias, gain or statistic): no spectrum" if ref.shape else "a single number")
+    if len(ref.shape) > 2 and sum(size > 1 for size in ref.shape) < 2:
+        return Routine("a vector in the shape of a tensor: no spectrum")
+    return None
+
+
+def _buffer(ref: TensorRef, context: Context) -> Answer:
+    return Routine("a buffer, not a parameter") if ref.facts.get("buffer") else None
+
+
+# ---- fused projections -------------------------------------------------------------------------------------------
+
+QKV = re.compile(r"(^|[._])(qkv(_proj)?|wqkv|in_proj|query_key_value|attn_qkv|to_qkv|c_attn)([._]weight)?$", re.I)
+PER_HEAD = ("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon")
+
+
+def _letters(ref: TensorRef, parts: Mapping[str, Part], kind: str = "linear", layout: Layout = Layout()) -> Answer:
+    return [Weight(f"{ref.name}[{letter}]", kind, part, layout) for letter, part in parts.items()]
+
+
+def _cuts(ref: TensorRef, axis: int, sizes: Mapping[str, int]) -> dict[str, Part]:
+    """Consecutive runs of ``axis``."""
+    parts, start = {}, 0
+    for letter, size in sizes.items():
+        parts[letter] = Part(ref, (*[slice(None)] * axis, slice(start, start + size)))
+        start += size
+    return parts
+
+
+def _whole(ref: TensorRef, note: str, layout: Layout) -> Answer:
+    return [Weight(ref.name, "linear", Part(ref), layout, notes=(note,))]
+
+
+def _fused_qkv(ref: TensorRef, context: Context) -> Answer:
+    if len(ref.shape) != 2 or not QKV.search(ref.name) or ref.name.endswith("in_proj.weight"):
+        return None
+    first = _input_first(ref, context)
+    layout = Layout(rows=(1,)) if first else Layout()
+    axis = 1 if first else 0
+    fused, inputs = ref.shape[axis], ref.shape[1 - axis]
+    heads = context.size("num_attention_heads", "n_head", "n_heads", "num_heads")
+    kv_heads = context.size("num_key_value_heads", "multi_query_group_num", "num_kv_heads")
+    if context.model_type in PER_HEAD and heads and fused % (3 * heads) == 0:
+        shape = (heads, 3, fused // (3 * heads), inputs)
+        rows = Layout(rows=(0, 1))
+        return _letters(ref, {c: Part(ref, (slice(None), i), shape) for i, c in enumerate("qkv")}, layout=rows)
+    if "query_key_value" in ref.name and context.model_type not in ("chatglm", "glm"):
+        return _whole(ref, "fused query, key and value in an order the checkpoint does not tell: kept whole", layout)
+    if heads and kv_heads and kv_heads != heads and fused % (heads + 2 * kv_heads) == 0:
+        head = fused // (heads + 2 * kv_heads)
+        return _letters(ref, _cuts(ref, axis, {"q": heads * head, "k": kv_heads * head, "v": kv_heads * head}),
+                        layout=layout)  # fmt: skip
+    if fused == 3 * inputs:
+        return _letters(ref, _cuts(ref, axis, dict.fromkeys("qkv", inputs)), layout=layout)
+    return _whole(ref, "fused query, key and value of unequal size, unknown without config.json: kept whole", layout)
+
+
+def _fused_gate_up(ref: TensorRef, context: Context) -> Answer:
+    if len(ref.shape) != 2 or not re.search(r"(^|\.)gate_up_proj(\.weight)?$", ref.name) or ref.shape[0] % 2:
+        return None
+    half = ref.shape[0] // 2
+    return _letters(ref, _cuts(ref, 0, {"gate": half, "up": half}))
+
+
+def _input_first(ref: TensorRef, context: Context) -> bool:
+    """Whether a matrix is stored inputs by outputs, as GPT-2's Conv1D does."""
+    if "input_first" in ref.facts:
+        return bool(ref.facts["input_first"])
+    gpt2 = context.model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+    shaped = ref.name.endswith("c_attn.weight") and ref.shape[1] == 3 * ref.shape[0]
+    return shaped or (gpt2 and re.search(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$", ref.name) is not None)
+
+
+# ---- recurrent, experts, bilinear ---------------------------------------------------------------------------------
+
+GATES = {4: ("i", "f", "g", "o"), 3: ("r", "z", "n")}
+
+
+def _recurrent(ref: TensorRef, context: Context) -> Answer:
+    match = re.search(r"(^|\.)weight_(ih|hh|hr)(_l\d+)?(_reverse)?$", ref.name)
+    if not match or len(ref.shape) != 2:
+        return None
+    if match[2] == "hr":
+        return [Weight(ref.name, "rnn", Part(ref))]
+    state = ref.shape if match[2] == "hh" else context.shapes.get(_swap_tail(ref.name, "weight_ih", "weight_hh"))
+    outputs = ref.shape[0]
+    projected = _swap_tail(ref.name, f"weight_{match[2]}", "weight_hr") in context.shapes
+    ratio = 4 if projected else (outputs // state[1] if state and len(state) == 2 and state[1] else 0)
+    if ratio not in GATES or outputs % ratio:
+        return [Weight(ref.name, "rnn", Part(ref))]
+    kind = "lstm" if ratio == 4 else "gru"
+    return _letters(ref, _cuts(ref, 0, dict.fromkeys(GATES[ratio], outputs // ratio)), kind)
+
+
+def _swap_tail(name: str, old: str, new: str) -> str:
+    head, _, tail = name.rpartition(old)
+    return f"{head}{new}{tail}"
+
+
+def _experts(ref: TensorRef, context: Context) -> Answer:
+    if len(ref.shape) != 3 or "expert" not in ref.name.lower():
+        return None
+    count, a, b = ref.shape
+    hidden = context.size("hidden_size", "d_model", "n_embd")
+    fused = re.search(r"gate_up_proj(\.weight)?$", ref.name) is not None
+    transposed = fused and a == hidden and b != hidden
+    layout = Layout(rows=(1,)) if transposed else Layout()
+    interleaved = context.model_type == "gpt_oss"
+    weights: list[Weight] = []
+    for expert in range(count):
+        name = f"{ref.name}[expert {expert}]"
+        outputs = b if transposed else a
+        if not fused or outputs % 2:
+            weights.append(Weight(name, "expert", Part(ref, (expert,)), layout))
+            continue
+        for position, letter in enumerate(("gate", "up")):
+            cut = (
+                slice(position, None, 2)
+                if interleaved
+                else slice(position * outputs // 2, (position + 1) * outputs // 2)
+            )
+            index = (expert, slice(None), cut) if transposed else (expert, cut)
+            weights.append(Weight(f"{name}[{letter}]", "expert", Part(ref, index), layout))
+    return weights
+
+
+def _bilinear(ref: TensorRef, context: Context) -> Answer:
+    if not ref.facts.get("bilinear") or len(ref.shape) != 3:
+        return None
+    return [Weight(f"{ref.name}[output {i}]", "bilinear", Part(ref, (i,))) for i in range(ref.shape[0])]
+
+
+# ---- the common kinds ---------------------------------------------------------------------------------------------
+
+TABLE = re.compile(r"(^|[._])(pos_embed\w*|position_embeddings?|rel_pos\w*|latents?|query_tokens)(\.weight)?$", re.I)
+EMBEDDING = re.compile(
+    r"(^|\.)(\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_embeddings|token_embd|shared|lm_head_embed)\.weight$", re.I
+)
+
+
+def _position_table(ref: TensorRef, context: Context) -> Answer:
+    if len(ref.shape) != 3 or ref.shape[0] != 1 or not TABLE.search(ref.name):
+        return None
+    return [Weight(ref.name, "embedding", Part(ref, (0,)))]
+
+
+def _convolution(ref: TensorRef, context: Context) -> Answer:
+    if not 3 <= len(ref.shape) <= 5:
+        return None
+    spatial = len(ref.shape) - 2
+    if not ref.facts.get("conv"):
+        notes = ("the file does not tell groups, stride or padding: unfolded as one ungrouped convolution",)
+        depthwise = ref.shape[1] == 1 and ref.shape[0] > 1
+        return [Weight(ref.name, f"conv{spatial}d", Part(ref), notes=notes if depthwise else ())]
+    if ref.facts["transposed"]:
+        return [Weight(ref.name, f"conv_transpose{spatial}d", Part(ref), Layout((1,), ref.facts["groups"]))]
+    return [Weight(ref.name, f"conv{spatial}d", Part(ref), Layout((0,), ref.facts["groups"]))]
+
+
+def _matrix(ref: TensorRef, context: Context) -> Answer:
+    if len(ref.shape) != 2:
+        return None
+    if ref.facts.get("embedding") or EMBEDDING.search(ref.name) or TABLE.search(ref.name):
+        return [Weight(ref.name, "embedding", Part(ref))]
+    return [Weight(ref.name, "linear", Part(ref), Layout((1,)) if _input_first(ref, context) else Layout())]
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("unreadable", _unreadable),
+    Rule("not numbers", _not_numbers),
+    Rule("vector", _vector),
+    Rule("buffer", _buffer),
+    Rule("fused query, key, value", _fused_qkv),
+    Rule("fused gate and up", _fused_gate_up),
+    Rule("recurrent", _recurrent),
+    Rule("experts", _experts),
+    Rule("bilinear", _bilinear),
+    Rule("position table", _position_table),
+    Rule("convolution", _convolution),
+    Rule("matrix", _matrix),
+)
