@@ -127,7 +127,7 @@ class Record:
     @property
     def level(self) -> Level:
         """The most serious level among the verdicts."""
-        return max((v.level for v in self.verdicts), key=LEVELS.index, default="ok")
+        return LEVELS[max((LEVELS.index(verdict.level) for verdict in self.verdicts), default=0)]
 
     def svd(self, k: int | None = None) -> LowRank:
         """The leading ``k`` singular triplets of the weight (all by default); see `netspectra.svd`."""

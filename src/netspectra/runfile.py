@@ -163,7 +163,7 @@ def _explained(path: Path, wrong: sqlite3.DatabaseError) -> Exception:
 
 
 def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, sort_keys=True, allow_nan=True)
+    return json.dumps(value, ensure_ascii=True, allow_nan=True)
 
 
 def _findings(record: Record) -> dict[str, Any]:

@@ -7,7 +7,7 @@ exception of the function ends the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from netspectra.weight import Weight
 
@@ -22,9 +22,3 @@ class Run(Protocol):
     def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
         """Apply ``function`` to every weight, yielding results as they come."""
         ...
-
-
-def serial(function: Callable[[Weight], Any], weights: Iterable[Weight]) -> Iterator[tuple[Weight, Any]]:
-    """One after another in this thread: the reference that every other engine must agree with."""
-    for weight in weights:
-        yield weight, function(weight)

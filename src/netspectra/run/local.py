@@ -17,7 +17,7 @@ from netspectra.weight import Weight
 
 R = TypeVar("R")
 
-__all__ = ["LocalRun", "cores", "working_set"]
+__all__ = ["LocalRun", "cores", "serial", "working_set"]
 
 SLACK = 512 << 20
 
@@ -45,6 +45,13 @@ def one_blas_thread() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def serial(function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
+    """One after another in this thread: the reference that every other engine must agree with."""
+    with one_blas_thread():
+        for weight in weights:
+            yield weight, function(weight)
 
 
 @dataclass(frozen=True)

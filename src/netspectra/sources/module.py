@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
 
 from netspectra.errors import InputRefused
@@ -104,7 +105,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _problem(tensor: Tensor) -> str:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "not initialised yet: run one batch through the lazy module first"
     if tensor.is_meta:
         return "on the meta device: it has a shape but no numbers"
@@ -115,7 +116,7 @@ def _problem(tensor: Tensor) -> str:
 
 def _ref(name: str, tensor: Tensor, facts: Mapping[str, Any]) -> TensorRef:
     problem = _problem(tensor)
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return TensorRef(name, (), _dtype(tensor), LiveTensor(tensor), facts, None, problem)
     return TensorRef(name, tuple(tensor.shape), _dtype(tensor), LiveTensor(tensor), facts, _identity(tensor), problem)
 

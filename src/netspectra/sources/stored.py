@@ -56,7 +56,7 @@ class StoredTensor:
         data = torch.empty(rows * row_bytes, dtype=torch.uint8)
         with opened(self.path) as file:
             file.seek(self.offset + first * row_bytes)
-            got = _fill(file, memoryview(data.numpy()))
+            got = _fill(file, memoryview(data.numpy().data))
         if got < len(data):
             refuse(self.path, f"ends {len(data) - got} bytes early; was it changed while it was read?")
         tensor = data.view(getattr(torch, self.dtype)).reshape(rows, *self.shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -25,10 +26,10 @@ def main() -> NoReturn:
     memory, permission); 130 and 143 signals; 1 only for a bug of ours, with the traceback in a file.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminated)
-    code = _run()
+    code = run()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -43,7 +44,8 @@ def main() -> NoReturn:
     raise SystemExit(code)
 
 
-def _run() -> int:
+def run() -> int:
+    """Run the command line in ``sys.argv`` and give the exit code; never raises."""
     try:
         from netspectra.faces.cli.commands import app
 

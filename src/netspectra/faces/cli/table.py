@@ -49,12 +49,12 @@ def middle(text: str, width: int) -> str:
     """Text cut in the middle to ``width`` characters, control characters escaped.
 
     >>> middle("encoder.layer.11.attention.self.query.weight", 21)
-    'encoder.la…ery.weight'
+    'encoder.lay…ry.weight'
     """
     text = printable(text, limit=10**6)
     if len(text) <= width:
         return text
-    head = (width - 1) // 2
+    head = (width - 1) * 4 // 7
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
@@ -79,7 +79,8 @@ def show_analysis(found: Analysis, *, verbose: bool = False) -> None:
     console = _console()
     source = found.source
     console.print(
-        f"{printable(str(source['path']))}: {len(found)} weights, {amount(found.summary()['parameters'])} of "
+        f"{printable(str(source['path']))}: {_plural(len(found), 'weight')}, "
+        f"{amount(found.summary()['parameters'])} of "
         f"{amount(source['parameters'])} parameters, {source['format']}",
         soft_wrap=True,
         markup=False,
@@ -115,12 +116,16 @@ def _table(found: Analysis, width: int, verbose: bool) -> Table:
     return _drawn(found, columns, max(NAME, min(longest, room - GAP)))
 
 
+def _framed() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+
+
 def _width(title: str, cells: list[str]) -> int:
     return max(map(len, (title, *cells)))
 
 
 def _drawn(found: Analysis, columns: Mapping[str, list[str]], left: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    table = _framed()
     table.add_column("weight", no_wrap=True, width=left)
     for title, cells in columns.items():
         justify = "left" if title == "route" else "right"
@@ -164,6 +169,10 @@ def _skipped(console: Console, found: Analysis, verbose: bool) -> None:
     routine = sum(count for (_, usual), count in reasons.items() if usual)
     if routine and not verbose:
         console.print(f"{routine} vectors and other tensors without a spectrum left out (-v lists them)", style="dim")
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def amount(count: int) -> str:
@@ -225,20 +234,25 @@ def show_source(source: Source, estimate: Forecast, *, verbose: bool = False) ->
     console = _console()
     size = sum(ref.numel * ITEMSIZE.get(ref.dtype, 0) for ref in source.tensors)
     console.print(
-        f"{printable(source.path)}: {source.format}, {len(source.tensors)} tensors, {amount(source.parameters)} "
+        f"{printable(source.path)}: {source.format}, {_plural(len(source.tensors), 'tensor')}, "
+        f"{amount(source.parameters)} "
         f"parameters, {bytes_amount(size)}",
         soft_wrap=True,
         markup=False,
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("weight", no_wrap=True)
-    for title in ("kind", "shape", "dtype"):
-        table.add_column(title, no_wrap=True, justify="right" if title == "shape" else "left")
-    width = max(NAME, console.width - 46)
-    for weight in source:
-        shape = f"{weight.shape[0]} × {weight.shape[1]}"
-        tied = f" = {', '.join(weight.aliases)}" if weight.aliases else ""
-        table.add_row(Text(middle(weight.name + tied, width)), weight.kind, shape, weight.dtype)
+    shapes = [f"{weight.shape[0]} × {weight.shape[1]}" for weight in source]
+    names = [printable(f"{w.name} = {', '.join(w.aliases)}" if w.aliases else w.name, 10**6) for w in source]
+    columns = {"kind": [w.kind for w in source], "shape": shapes, "dtype": [w.dtype for w in source]}
+    room = console.width - sum(_width(*column) + GAP for column in columns.items())
+    left = max(NAME, min(max(map(len, names), default=0), room))
+    table = _framed()
+    table.add_column("weight", no_wrap=True, width=left)
+    for title, cells in columns.items():
+        table.add_column(
+            title, no_wrap=True, width=_width(title, cells), justify="right" if title == "shape" else "left"
+        )
+    for name, *cells in zip(names, *columns.values(), strict=True):
+        table.add_row(Text(middle(name, left)), *map(Text, cells))
     console.print(table)
     _skipped_tensors(console, source, verbose)
     console.print(

@@ -32,8 +32,9 @@ SCRIPTS = (
 def render(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) -> str:
     """One complete, self-contained HTML page of an analysis.
 
-    The page loads nothing, runs only its own two scripts (their hashes are in its content security policy) and
-    treats every string of the document as text. The same document gives the same bytes.
+    The page loads nothing, runs only its own script and the charts' library (their hashes are in its content
+    security policy; the library stands there as text until the first chart is drawn) and treats every string of the
+    document as text. The same document gives the same bytes.
 
     Args:
         document: the JSON of an analysis (schema 1).

@@ -7,6 +7,7 @@ from their offsets when a weight is asked for, and only the rows that are asked 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Safetensors:
     """The reader."""
 
     name = "safetensors"
-    extra = None
+    extra: str | None = None
 
     def claims(self, path: Path) -> bool:
         """A folder that holds safetensors, an index of them, or a file that begins like one, whatever its suffix."""
@@ -74,7 +75,10 @@ class Safetensors:
         return self._shards(path) if path.suffix == ".json" else [path]
 
     def tensors(self, path: Path) -> Iterator[TensorRef]:
-        """Yield every tensor by header alone, in the order of the files and of the bytes in them."""
+        """Yield every tensor, by header alone; the format keeps no order: ``layers.2`` goes before ``layers.10``."""
+        return iter(sorted(self._unordered(path), key=lambda ref: natural(ref.name)))
+
+    def _unordered(self, path: Path) -> Iterator[TensorRef]:
         seen: dict[str, Path] = {}
         for file in self.files(path):
             for ref in _header(file):
@@ -150,6 +154,16 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorRef, int, int]:
     if begin > end or (dtype and end - begin != ref.numel * ITEMSIZE[dtype]):
         refuse(path, f"{entry['dtype']} {list(shape)} has {ref.nbytes} bytes, the header gives {end - begin}", name)
     return ref, begin, end
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Key that sorts numbers inside names by value.
+
+    >>> sorted(["h.10.w", "h.2.w", "e.w"], key=natural)
+    ['e.w', 'h.2.w', 'h.10.w']
+    """
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
 def _unread(index: Any = ()) -> Any:

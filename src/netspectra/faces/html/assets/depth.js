@@ -69,14 +69,14 @@ const depth = (() => {
 
   /** Small panels with one scale, so that roles compare. */
   function panels() {
-    const width = node.clientWidth || 900;
+    const width = charts.widthOf(node) || 900;
     const shown = deep.slice(0, MOST_PANELS);
     const across = Math.min(shown.length, width < 520 ? 1 : width < 900 ? 2 : width < 1250 ? 3 : 4);
     const down = Math.ceil(shown.length / across);
-    const height = down * 205 + 60;
+    const height = down * 205 + 72;
     const bounds = logFloor(shown.flatMap(([, members]) => members.map((weight) => weight.spectrum.quartiles)));
-    const [gapX, gapY] = [0.025, 46 / (height - 70)];
-    const layout = { height, margin: { l: 60, r: 12, t: 28, b: 46 }, annotations: [], showlegend: false };
+    const [gapX, gapY] = [0.025, 46 / (height - 86)];
+    const layout = { height, margin: { l: 60, r: 12, t: 40, b: 46 }, annotations: [], showlegend: false };
     const places = shown.flatMap(([, members]) => along(members).map(at));
     const range = [Math.min(...places) - 0.5, Math.max(...places) + 0.5];
     shown.forEach(([key], panel) => {
@@ -149,8 +149,11 @@ const depth = (() => {
   function controls() {
     const set = (key) => (value) => {
       look[key] = value;
+      lines.hidden = look.metric === "panels";
       charts.refresh(node);
     };
+    const lines = choice("Lines by", [["role", "role in the layer"], ["kind", "kind"]], look.group, set("group"));
+    lines.hidden = look.metric === "panels";
     const options = [
       ...(deep.length ? [["panels", "spectrum, a panel for each role"]] : []),
       ...[...fromSpectrum].map(([key, [title]]) => [key, title]),
@@ -159,7 +162,7 @@ const depth = (() => {
     const order = [["index", "order in the checkpoint"], ...(weights.some((weight) => weight.layer !== null) ? [["layer", "layer number in the name"]] : [])];
     document.getElementById("depth-controls").append(
       choice("Show", options, look.metric, set("metric")),
-      choice("Lines by", [["role", "role in the layer"], ["kind", "kind"]], look.group, set("group")),
+      lines,
       choice("Depth", order, look.x, set("x")));
   }
 

@@ -9,7 +9,7 @@ const details = (() => {
   function chips() {
     if (!selection.chosen.length) return null;
     const one = (index, slot) => el("span", { class: "chip", "data-slot": slot + 1, "data-current": index === selection.current ? "" : null },
-      el("button", { type: "button", "aria-pressed": String(index === selection.current), click: () => selection.show(index) }, el("span", { class: "swatch", "aria-hidden": "true" }), nameNode(weights[index].name, 44)),
+      el("button", { type: "button", "aria-pressed": String(index === selection.current), click: () => selection.show(index) }, el("span", { class: "swatch", "aria-hidden": "true" }), nameNode(weights[index].name, 38)),
       el("button", { type: "button", class: "drop", "aria-label": `Drop weight ${index + 1}`, click: () => selection.toggle(index) }, "×"));
     return el("div", { class: "chips" }, selection.chosen.map(one), el("button", { type: "button", class: "quiet", click: () => selection.clear() }, "Clear"));
   }
@@ -50,9 +50,10 @@ const details = (() => {
       ["Error of each", weight.spectrum.error === null ? "not given" : `≤ ${number(weight.spectrum.error)}`],
       weight.layer === null ? null : ["Layer", whole(weight.layer)],
       weight.aliases.length ? ["Also named", el("span", {}, weight.aliases.map((alias) => [nameNode(alias, 90), " "]))] : null,
+      weight.delta ? ["Change", inline(weight.delta)] : null,
       weight.operator ? ["Operator", operatorText(weight.operator)] : null,
     ].filter(Boolean);
-    return el("dl", { class: "pairs facts" }, pairs.map(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]));
+    return el("dl", { class: "facts" }, pairs.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value))));
   }
 
   function operatorText(operator) {
@@ -77,6 +78,8 @@ const details = (() => {
     else if (!known.length) parts.push("None of the values is a finite number.");
     else if (quartiles[0] === 0) parts.push("Every singular value is zero.");
     if (ranks.length < count) parts.push(`${ranks.length} of ${whole(count)} values are drawn: both ends, the extremes, and a log grid between.`);
+    if (weight.spectrum.how === "partial") parts.push("Only the leading values are known.");
+    if (weight.spectrum.how === "estimated") parts.push("The values are estimates.");
     if (drowned) parts.push(`${counted(drowned, "value is", "values are")} no larger than the error bound, so they cannot be told from zero.`);
     if (weight.operator) parts.push("Dashed: the true operator; solid: the unfolded matrix.");
     return parts.join(" ");

@@ -47,7 +47,7 @@ function figures() {
 }
 
 function listed(groups) {
-  const text = groups.slice(0, 4).map(([name, members]) => `${shortened(visible(name), 24) || "?"} ${members.length}`).join(", ");
+  const text = groups.slice(0, 4).map(([name, members]) => `${whole(members.length)} ${shortened(visible(name), 24) || "?"}`).join(", ");
   return groups.length > 4 ? `${text}, …` : text;
 }
 
@@ -66,18 +66,19 @@ function weightLink(weight, limit = 70) {
 function glance() {
   const shown = GLANCE.map((name) => metricByName.get(name)).filter((metric) => metric && sortedValues(metric).length > 1);
   if (!shown.length) return "";
+  const end = (value, weight) => el("td", { class: "end" }, el("span", { class: "num" }, number(value)), weightLink(weight, 40));
   const rows = shown.slice(0, 6).map((metric) => {
     const sorted = sortedValues(metric);
     const holder = (value) => weights.find((weight) => metricValue(weight, metric) === value);
     return el("tr", {},
       el("th", { scope: "row" }, metricLink(metric)),
-      el("td", { class: "num" }, number(sorted[0])), el("td", { class: "holder" }, weightLink(holder(sorted[0]), 40)),
+      end(sorted[0], holder(sorted[0])),
       el("td", { class: "strip" }, strip(metric, sorted)),
-      el("td", { class: "num" }, number(sorted.at(-1))), el("td", { class: "holder" }, weightLink(holder(sorted.at(-1)), 40)),
-      el("td", { class: "num median" }, number(quantile(sorted, 0.5))));
+      end(sorted.at(-1), holder(sorted.at(-1))),
+      el("td", { class: "num" }, number(quantile(sorted, 0.5))));
   });
-  const head = el("tr", {}, el("th", { scope: "col" }, "Over all weights"), el("th", { scope: "colgroup", colspan: 2 }, "Smallest"),
-    el("th", { scope: "col" }, "Where they lie (log)"), el("th", { scope: "colgroup", colspan: 2 }, "Largest"),
+  const head = el("tr", {}, el("th", { scope: "col" }, "Over all weights"), el("th", { scope: "col" }, "Smallest"),
+    el("th", { scope: "col" }, "Where they lie (log)"), el("th", { scope: "col" }, "Largest"),
     el("th", { scope: "col", class: "num" }, "Median"));
   return el("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "Range of the main metrics" },
     el("table", { class: "glance" }, el("thead", {}, head), el("tbody", {}, rows)));
@@ -105,7 +106,7 @@ function metricLink(metric) {
 function badge(level, text = LEVEL_WORDS.get(level) ?? visible(level)) {
   const known = LEVEL_WORDS.has(level) ? level : "note";
   const shapes = { ok: "M3 8l3.5 3.5L13 5", note: "M8 4v.5M8 7.5v5", warn: "M8 3v6.5M8 12v.8", error: "M4 4l8 8M12 4l-8 8" };
-  return el("span", { class: `badge ${known}` }, svg("svg", { viewBox: "0 0 16 16", width: 12, height: 12, "aria-hidden": "true" }, svg("path", { d: shapes[known] })), text);
+  return el("span", { class: `badge ${known}` }, svg("svg", { viewBox: "0 0 16 16", width: 12, height: 12, "aria-hidden": "true" }, svg("path", { d: shapes[known] })), el("span", {}, text));
 }
 
 /** Evidence as small pairs of name and value. */
@@ -126,7 +127,9 @@ function findings() {
 
 /** Everything one rule said, the first few at once, the rest on demand. */
 function ruleCard(items) {
-  const item = ({ weight, verdict }) => el("li", {}, weightLink(weight), el("p", {}, visible(verdict.message ?? "")), evidence(verdict));
+  const said = items[0].verdict.message ?? "";
+  const alike = items.length > 1 && items.every(({ verdict }) => (verdict.message ?? "") === said);
+  const item = ({ weight, verdict }) => el("li", {}, weightLink(weight, 64), alike ? null : el("p", {}, visible(verdict.message ?? "")), evidence(verdict));
   const list = el("ul", {}, items.slice(0, SHOWN_OF_RULE).map(item));
   const more = items.length - SHOWN_OF_RULE;
   const all = el("button", {
@@ -139,7 +142,7 @@ function ruleCard(items) {
   const { level, rule } = items[0].verdict;
   return el("article", { class: `rule ${LEVEL_WORDS.has(level) ? level : "note"}` },
     el("h4", {}, badge(level), el("span", { class: "rulename" }, visible(rule ?? "")), el("small", {}, counted(items.length, "weight"))),
-    list, more > 0 ? all : null);
+    alike ? el("p", { class: "said" }, visible(said)) : null, list, more > 0 ? all : null);
 }
 
 /** What was skipped, by reason. */

@@ -1,5 +1,6 @@
 // The page comes to life: text and table at once, charts when they are seen, links into the table, theme, print.
 
+const PAPER_WIDTH = 660;
 const THEMES = ["auto", "light", "dark"];
 
 function drawGlossary() {
@@ -57,12 +58,13 @@ function startPrinting() {
   addEventListener("beforeprint", () => {
     table.draw(weights.length <= 500);
     theme.onPaper(true);
-    charts.drawAll();
+    charts.onPaper(PAPER_WIDTH);
     document.querySelectorAll("details.fold").forEach((fold) => { fold.dataset.was = fold.open; fold.open = true; });
   });
   addEventListener("afterprint", () => {
     table.draw();
     theme.onPaper(false);
+    charts.onPaper(null);
     document.querySelectorAll("details.fold").forEach((fold) => { fold.open = fold.dataset.was === "true"; });
   });
 }
@@ -81,6 +83,21 @@ function followWidth() {
   });
 }
 
+/** Mark in the bar which section is being read. */
+function followSections() {
+  const links = new Map([...document.querySelectorAll(".bar nav a")].map((link) => [link.hash.slice(1), link]));
+  const observer = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      links.forEach((link, id) => {
+        if (id === entry.target.id) link.setAttribute("aria-current", "true");
+        else link.removeAttribute("aria-current");
+      });
+    }
+  }, { rootMargin: "-25% 0px -70% 0px" });
+  document.querySelectorAll("main > section").forEach((section) => observer.observe(section));
+}
+
 function drawPage() {
   drawOverview();
   table.start();
@@ -90,21 +107,24 @@ function drawPage() {
   theme.start();
   startPrinting();
   followWidth();
+  followSections();
   addEventListener("hashchange", followHash);
 }
 
-/** Draw the charts, the first one seen or not, and say on the root how long it took since navigation began. */
+/** Set up the charts; when the page rests draw the first, seen or not, and say on the root when it stood. */
 function drawCharts() {
   const root = document.documentElement;
   spectra.start();
   depth.start();
   followHash();
-  requestAnimationFrame(() => setTimeout(() => {
+  requestAnimationFrame(() => requestIdleCallback(() => {
+    const began = performance.now();
     if (spectra.node.isConnected) charts.draw(spectra.node);
+    root.dataset.drawMs = Math.round(performance.now() - began - Number(root.dataset.libraryMs ?? 0));
     root.dataset.chartsMs = Math.round(performance.now());
     root.dataset.ready = "yes";
     window.netspectraReady = true;
-  }, 0));
+  }, { timeout: 500 }));
 }
 
 drawPage();

@@ -53,6 +53,8 @@ function baseLayout(more = {}) {
       font: { family: "system-ui, sans-serif", size: 13, color: colour("ink") },
     },
     hovermode: "closest",
+    // On a touch screen a finger on a chart scrolls the page.
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0, xanchor: "left", font: { color: colour("ink") } },
     ...more,
   };
@@ -61,22 +63,40 @@ function baseLayout(more = {}) {
 /** The library's settings; `name` is the file name of an exported picture. */
 function chartConfig(name) {
   return {
+    displayModeBar: innerWidth < 560 ? false : "hover",
     displaylogo: false,
+    // The library would offer to upload a chart to a server: a report stays where it is.
+    showSendToCloud: false,
+    showEditInChartStudio: false,
+    plotlyServerURL: "",
     responsive: true,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
     toImageButtonOptions: { filename: `netspectra-${name}`, scale: 2 },
   };
 }
 
+/** Run the charts' library, which stands in the page as text: it takes longer to start than all else together. */
+function startLibrary() {
+  if (window.Plotly) return;
+  const began = performance.now();
+  const script = document.createElement("script");
+  const source = document.getElementById("library");
+  script.textContent = source.textContent;
+  source.replaceWith(script);
+  document.documentElement.dataset.libraryMs = Math.round(performance.now() - began);
+}
+
 /** All charts of the page: each draws itself once it is near the screen, and again on `refresh`. */
 const charts = (() => {
   const all = new Map();
+  let paper = null;
   const draw = (node) => {
+    startLibrary();
     const chart = all.get(node);
     if (!chart.drawn) node.replaceChildren();
     chart.drawn = true;
     const { traces, layout, onPick } = chart.make();
-    Plotly.react(node, traces, baseLayout(layout), chartConfig(chart.name));
+    Plotly.react(node, traces, baseLayout(paper ? { ...layout, width: paper } : layout), chartConfig(chart.name));
     if (chart.listening) return;
     chart.listening = true;
     node.on("plotly_click", (event) => {
@@ -86,7 +106,7 @@ const charts = (() => {
   };
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) {
-      if (entry.isIntersecting && !all.get(entry.target)?.drawn && window.Plotly) draw(entry.target);
+      if (entry.isIntersecting && all.get(entry.target)?.drawn === false) draw(entry.target);
     }
   }, { rootMargin: "300px" });
   return {
@@ -103,12 +123,21 @@ const charts = (() => {
     },
     /** Draw now, seen or not. */
     draw,
+    /** Draw everything at this width for paper, or, with null, as wide as there is room. */
+    onPaper(width) {
+      paper = width;
+      all.forEach((chart, node) => {
+        draw(node);
+        if (!width) Plotly.Plots.resize(node);
+      });
+    },
+    /** How wide a chart in this node will be. */
+    widthOf: (node) => paper ?? node.clientWidth,
     /** Draw anew what has been drawn. */
     refresh(node) {
       if (all.get(node)?.drawn) draw(node);
     },
     refreshAll: () => [...all.keys()].forEach((node) => all.get(node).drawn && draw(node)),
-    drawAll: () => [...all.keys()].forEach((node) => all.get(node).drawn || draw(node)),
   };
 })();
 

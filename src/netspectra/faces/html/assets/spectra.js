@@ -14,9 +14,13 @@ const spectra = (() => {
   };
   const node = document.getElementById("spectra-chart");
 
+  function longest() {
+    return weights.reduce((most, weight) => Math.max(most, weight.spectrum.count), 2);
+  }
+
   /** Where bands are measured: shares of the rank from nearly 0 to 1, dense where the axis is. */
   function shares() {
-    const most = Math.max(2, ...weights.map((weight) => weight.spectrum.count));
+    const most = longest();
     if (look.logX) return Array.from({ length: BAND_POINTS }, (_, i) => most ** (i / (BAND_POINTS - 1) - 1));
     // An even grid with its ends refined: spectra fall steeply at both.
     return Array.from({ length: BAND_POINTS }, (_, i) => (1 - Math.cos((Math.PI * (i + 1)) / BAND_POINTS)) / 2);
@@ -32,14 +36,14 @@ const spectra = (() => {
     return weight.spectrum.values.map((value) => (value === null ? null : value / scale));
   }
 
-  /** Logs of one curve at the given shares, NaN before its first value. */
+  /** Logs of one curve at the given shares; shares below the first rank are those of the largest value. */
   function sampled(weight, at, bounds) {
     const { ranks, count } = weight.spectrum;
     const logs = onFloor(heights(weight), bounds).map((value) => (value === null ? NaN : Math.log10(value)));
     let right = 0;
     return at.map((share) => {
       const rank = share * count;
-      if (rank < 0.999 || !ranks.length) return NaN;
+      if (!ranks.length) return NaN;
       while (right < ranks.length - 1 && ranks[right] < rank) right += 1;
       const left = Math.max(0, right - 1);
       const span = ranks[right] - ranks[left];
@@ -123,7 +127,7 @@ const spectra = (() => {
     });
     note(drawn, bounds, every.length - groups.length);
     const xTitle = "rank as a share of all (1 = the smallest value)";
-    const xaxis = look.logX ? logAxis(xTitle) : linearAxis(xTitle, { range: [-0.01, 1.01] });
+    const xaxis = look.logX ? logAxis(xTitle, { range: [-Math.log10(longest()) - 0.03, 0.02] }) : linearAxis(xTitle, { range: [-0.01, 1.01] });
     const yaxis = logAxis(look.relative ? "σ / σ₁" : "singular value σ", { range: logRange(bounds) });
     return {
       traces: [...traces, ...chosenTraces(bounds)],

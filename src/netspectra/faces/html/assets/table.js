@@ -2,11 +2,12 @@
 
 const MAIN_METRICS = ["sigma_max", "sigma_min", "condition_number", "stable_rank", "effective_rank", "alpha"];
 const table = (() => {
-  const look = { sort: "index", descending: false, text: "", kind: "", level: "", page: 0, size: 100 };
+  const look = { sort: "index", descending: false, text: "", kind: null, level: "", page: 0, size: 100 };
   const shownMetrics = new Set(defaultMetrics());
   const sparkFloor = lowestOfSparks();
   let rows = weights;
   let focused = 0;
+  let nameLimit = 46;
 
   function defaultMetrics() {
     const main = MAIN_METRICS.filter((name) => metricByName.has(name));
@@ -18,16 +19,22 @@ const table = (() => {
     const most = (weight) => -weight.level;
     return [
       { key: "index", title: "#", unseen: "Order in the checkpoint", cell: pickCell, by: (weight) => weight.index },
-      { key: "name", title: "Name", cell: (weight) => nameNode(weight.name, 72), by: (weight) => weight.name, head: true },
-      { key: "kind", title: "Kind", cell: (weight) => shortened(visible(weight.kind), 24), by: (weight) => weight.kind },
+      { key: "name", title: "Name", cell: (weight) => nameNode(weight.name, nameLimit), by: (weight) => weight.name, head: true },
+      { key: "kind", title: "Kind", cell: (weight) => shortened(visible(weight.kind), 24) || DASH, by: (weight) => weight.kind },
       { key: "shape", title: "Shape", cell: (weight) => shapeText(weight.shape), by: (weight) => weight.parameters ?? 0, numeric: true },
       { key: "spark", title: "Spectrum", cell: sparkline, by: (weight) => decay(weight), hint: "By decay: median over largest value" },
+      { key: "verdict", title: "Verdict", cell: verdictCell, by: most },
       ...metrics.filter((metric) => shownMetrics.has(metric.name)).map((metric) => ({
-        key: `metric ${metric.name}`, title: visible(metric.title), hint: metric.entry?.meaning, numeric: true,
+        key: `metric ${metric.name}`, title: headed(metric), hint: metric.entry?.meaning, numeric: true,
         cell: (weight) => metricCell(weight, metric), by: (weight) => metricValue(weight, metric),
       })),
-      { key: "verdict", title: "Verdict", cell: verdictCell, by: most },
     ];
+  }
+
+  /** A metric's title for a header: short ones do not break. */
+  function headed(metric) {
+    const title = visible(metric.title);
+    return title.length < 13 ? title.replaceAll(" ", "\u00a0") : title;
   }
 
   function decay(weight) {
@@ -35,19 +42,19 @@ const table = (() => {
     return top > 0 ? middle / top : null;
   }
 
-  /** The smallest ratio to the largest value that sparklines show; the same for all rows, so that they compare. */
+  /** Log of the smallest ratio to the largest value that sparklines show, the same for all rows, so that they compare. */
   function lowestOfSparks() {
-    const ratios = weights.map((weight) => weight.spectrum.quartiles[4] / weight.spectrum.quartiles[0]).filter((ratio) => ratio > 0).sort((a, b) => a - b);
-    return Math.log10(Math.min(0.1, Math.max(1e-5, ratios[Math.floor(ratios.length * 0.1)] ?? 1e-3)));
+    const ratios = weights.map(({ spectrum }) => spectrum.quartiles[3] / spectrum.quartiles[0]).filter((ratio) => ratio > 0).sort((a, b) => a - b);
+    return Math.log10(Math.min(0.5, Math.max(1e-5, (ratios[Math.floor(ratios.length * 0.2)] ?? 1e-3) / 3)));
   }
 
   /** The spectrum over its largest value, log scale up, rank along. */
   function sparkline(weight) {
     const { ranks, values, count } = weight.spectrum;
     const top = weight.spectrum.quartiles[0];
-    if (!(top > 0)) return el("span", { class: "faint" }, count ? "all zero" : "no values");
+    if (!(top > 0)) return el("span", { class: "faint" }, top === 0 ? "all zero" : count ? "not known" : "no values");
     const x = (rank) => (count > 1 ? 2 + (92 * (rank - 1)) / (count - 1) : 48).toFixed(1);
-    const y = (value) => (3 + 20 * Math.min(1, Math.log10(Math.max(value, 1e-300) / top) / sparkFloor)).toFixed(1);
+    const y = (value) => (2 + 22 * (value > 0 ? Math.min(1, (Math.log10(value) - Math.log10(top)) / sparkFloor) : 1)).toFixed(1);
     const every = Math.ceil(ranks.length / 60);
     const kept = ranks.map((_, i) => i).filter((i) => values[i] !== null && (i % every === 0 || i === ranks.length - 1));
     const points = kept.map((i) => `${x(ranks[i])} ${y(values[i])}`);
@@ -67,8 +74,8 @@ const table = (() => {
   function verdictCell(weight) {
     const worst = bySize(grouped(weight.verdicts, (verdict) => verdict.level)).sort((a, b) => LEVELS.indexOf(b[0]) - LEVELS.indexOf(a[0]));
     const spoken = worst.filter(([level]) => level !== "ok");
-    if (!spoken.length) return weight.verdicts.length ? badge("ok") : el("span", { class: "faint" }, DASH);
-    return el("span", { class: "badges" }, spoken.map(([level, verdicts]) =>
+    if (!spoken.length) return weight.verdicts.length ? el("span", { class: "badges" }, badge("ok")) : el("span", { class: "faint" }, DASH);
+    return el("span", { class: "badges", title: spoken.flatMap(([, verdicts]) => verdicts.map((verdict) => visible(verdict.rule ?? ""))).join(", ") }, spoken.map(([level, verdicts]) =>
       badge(level, verdicts.length === 1 ? visible(verdicts[0].rule || level) : `${verdicts.length} ${LEVEL_WORDS.get(level) ?? visible(level)}s`)));
   }
 
@@ -96,7 +103,7 @@ const table = (() => {
   function apply() {
     const words = look.text.toLowerCase().split(/\s+/).filter(Boolean);
     const text = (weight) => [weight.name, ...weight.aliases, weight.kind, weight.dtype, ...weight.verdicts.map((verdict) => verdict.rule)].join(" ").toLowerCase();
-    rows = weights.filter((weight) => (!look.kind || weight.kind === look.kind)
+    rows = weights.filter((weight) => (look.kind === null || weight.kind === look.kind)
       && (!look.level || weight.level >= LEVELS.indexOf(look.level))
       && (!words.length || words.every((word) => text(weight).includes(word))));
     rows.sort(compare(columns().find((column) => column.key === look.sort) ?? columns()[0]));
@@ -127,8 +134,25 @@ const table = (() => {
     return el("tr", { tabindex: at === focused ? 0 : -1, "data-index": weight.index }, cells);
   }
 
+  /** Characters of a name that leave room for the other columns. */
+  function roomForNames() {
+    const width = document.getElementById("tablebox").clientWidth;
+    return width < 700 ? 30 : width < 1150 ? 34 : 46;
+  }
+
+  /** Draw anew when the room for names has changed, keeping the focus where it is. */
+  function fit() {
+    if (roomForNames() === nameLimit) return;
+    const held = document.activeElement?.closest("#table tr[data-index]")?.dataset.index;
+    const at = focused;
+    draw();
+    focused = at;
+    if (held !== undefined) document.querySelector(`#table tr[data-index="${held}"]`)?.focus({ preventScroll: true });
+  }
+
   /** Draw header, this page of rows and the pager anew. */
   function draw(everything = false) {
+    nameLimit = roomForNames();
     const shown = columns();
     const from = everything ? 0 : look.page * look.size;
     const slice = rows.slice(from, everything ? rows.length : from + look.size);
@@ -154,11 +178,13 @@ const table = (() => {
       el("span", {}, `page ${look.page + 1} of ${last + 1}`),
       el("button", { type: "button", class: "quiet", disabled: look.page === last, click: go(look.page + 1) }, "Next"),
     ] : [];
-    document.getElementById("pager").replaceChildren(el("span", { id: "shown" }, said + (rows.length < weights.length ? ` (${whole(weights.length)} in all)` : "")), el("span", { class: "turn" }, turn));
+    document.getElementById("pager").replaceChildren(el("span", { id: "shown" }, said + (rows.length < weights.length ? ` (${whole(weights.length)} in all)` : "")),
+      el("a", { href: "#details", class: "todetails" }, "To the details"), el("span", { class: "turn" }, turn));
   }
 
   /** Show on the rows what is chosen. */
   function mark() {
+    document.querySelector("#pager .todetails").hidden = selection.current === null;
     for (const line of document.querySelectorAll("#table tbody tr[data-index]")) {
       const index = Number(line.dataset.index);
       const slot = selection.slot(index);
@@ -210,7 +236,7 @@ const table = (() => {
     const search = el("input", { type: "search", id: "search", placeholder: "Name, alias, dtype, rule", autocomplete: "off", spellcheck: "false", input: (event) => again((value) => { look.text = value; })(event.target.value) });
     const parts = [el("label", { class: "field grow" }, el("span", {}, "Search"), search)];
     if (kinds.size > 1) {
-      parts.push(choice("Kind", [["", "all kinds"], ...bySize(kinds).map(([kind, members]) => [kind, `${shortened(visible(kind), 30)} (${members.length})`])], "", again((value) => { look.kind = value; })));
+      parts.push(choice("Kind", [["", "all kinds"], ...bySize(kinds).map(([kind, members], i) => [String(i), `${shortened(visible(kind), 30) || "not named"} (${members.length})`])], "", again((value) => { look.kind = bySize(kinds)[value]?.[0] ?? null; })));
     }
     if (weights.some((weight) => weight.level > 0)) {
       parts.push(choice("Verdict", [["", "any"], ["note", "note or worse"], ["warn", "warning or worse"], ["error", "error"]], "", again((value) => { look.level = value; })));
@@ -243,6 +269,7 @@ const table = (() => {
       node.addEventListener("keydown", onKey);
       node.addEventListener("click", onClick);
       selection.listen(mark);
+      new ResizeObserver(fit).observe(document.getElementById("tablebox"));
       apply();
       draw();
     },
@@ -250,7 +277,7 @@ const table = (() => {
     /** Turn to the page that holds this weight, dropping filters that hide it, and bring its row into view. */
     reveal(index) {
       if (!rows.some((weight) => weight.index === index)) {
-        Object.assign(look, { text: "", kind: "", level: "" });
+        Object.assign(look, { text: "", kind: null, level: "" });
         document.querySelectorAll("#filters > .field :is(input, select)").forEach((field) => { field.value = ""; });
         apply();
       }

@@ -8,8 +8,7 @@ const DASH = "–";
 /** The visible escape of one invisible character. */
 function escapeOf(character) {
   const code = character.codePointAt(0);
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "\u2421";
+  if (code < 0x100) return `\\x${code.toString(16).padStart(2, "0")}`;
   return code > 0xffff ? `\\u{${code.toString(16)}}` : `\\u${code.toString(16).padStart(4, "0")}`;
 }
 
@@ -50,25 +49,30 @@ function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** A name, isolated and escaped, that may break after dots and slashes; `limit` 0 shows all of it. */
+/** A long name without what most names share: all before the word at its layer number, and a last ".weight". */
+function compact(name) {
+  return name.replace(/^.+?(?=(?<=[._/])[^._/]*[._/]\d+[._/])/, "…").replace(/\.weight$/, "");
+}
+
+/** A name, isolated and escaped: all of it, free to break after dots and slashes, or at most `limit` characters,
+ *  without its common parts, and without its middle where that is not enough. */
 function nameNode(name, limit = 0) {
   const node = el("bdi", { class: "name" });
-  const characters = Array.from(name);
+  const cut = limit && name.length > limit;
+  const characters = Array.from(cut ? compact(name.slice(0, 200)) + name.slice(200) : name);
+  if (cut) node.title = visible(shortened(name, 600));
   const head = limit && characters.length > limit ? Math.ceil(limit * 0.4) : characters.length;
   const pieces = [characters.slice(0, head).join("")];
-  if (head < characters.length) {
-    pieces.push("…", characters.slice(head + 1 - limit).join(""));
-    node.title = visible(shortened(name, 600));
-  }
+  if (head < characters.length) pieces.push("…", characters.slice(head + 1 - limit).join(""));
   if (!name) node.append(el("span", { class: "escape" }, "(empty name)"));
   for (const piece of pieces) {
-    for (const part of piece.split(/(?<=[._/])/)) {
+    for (const part of limit ? [piece] : piece.split(/(?<=[._/])/)) {
       let from = 0;
       for (const match of part.matchAll(UNSEEN)) {
         node.append(part.slice(from, match.index), el("span", { class: "escape" }, escapeOf(match[0])));
         from = match.index + match[0].length;
       }
-      node.append(part.slice(from), el("wbr"));
+      node.append(part.slice(from), limit ? "" : el("wbr"));
     }
   }
   return node;

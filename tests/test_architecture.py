@@ -1,0 +1,83 @@
+"""The law of dependency: what stands below never imports what stands above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src" / "netspectra"
+# Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
+BASE = {"errors", "version", "registry"}
+GROUND = BASE | {"linalg", "record"}
+MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures"}
+ALLOWED = {
+    "errors": set(),
+    "version": set(),
+    "registry": set(),
+    "linalg": BASE | {"linalg"},
+    "record": GROUND,
+    "metrics": GROUND | {"metrics"},
+    "verdicts": GROUND,
+    "weight": GROUND | {"weight"},
+    "runfile": GROUND | {"runfile"},
+    "run": GROUND | {"weight", "run"},
+    "figures": GROUND,
+    "analysis": GROUND | {"metrics", "runfile", "figures", "faces.html"},
+    "views": GROUND | {"weight"},
+    "verbs": MIDDLE | {"verbs"},
+    "sources": GROUND | {"weight", "views", "sources"},
+    "faces.html": {"record", "faces.html"},
+    "faces.cli": MIDDLE | {"verbs", "sources", "faces.cli"},
+    "faces": set(),
+    "__init__": MIDDLE | {"verbs", "sources"},
+    "__main__": {"faces.cli"},
+}
+# torch.nn is for live models only.
+NN = ("sources/module.py",)
+
+
+def room(parts: tuple[str, ...]) -> str:
+    return ".".join(parts[:2]) if parts[0] == "faces" and len(parts) > 1 else parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+FILES = sorted(SRC.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_rooms_import_only_what_stands_below(path):
+    parts = path.relative_to(SRC).with_suffix("").parts
+    home = room(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
+    assert home in ALLOWED, f"a new room {home}: say in this test what it may import"
+    for name in imports(path):
+        if name.startswith("netspectra."):
+            there = room(tuple(name.split(".")[1:]))
+            exists = any((SRC / there.replace(".", "/")).with_suffix(end).exists() for end in ("", ".py"))
+            if exists:
+                assert there in ALLOWED[home], f"{home} must not import {there}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_nn_stays_with_live_models(path):
+    text = path.relative_to(SRC).as_posix()
+    if text not in NN:
+        assert not any(name == "torch.nn" or name.startswith("torch.nn.") for name in imports(path))
+
+
+def test_no_room_without_a_name():
+    assert not [path for path in FILES if path.stem in ("utils", "common", "helpers", "misc")]
+
+
+def test_formats_know_no_layers():
+    for path in (SRC / "sources" / "formats").glob("*.py"):
+        assert not any(name.startswith("netspectra.views") for name in imports(path)), path
