@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 Cell = list[nodes.Node]
+PLURAL = re.compile(r"(?<!`)`([\w.]+)`(?=\w)")
 LITERAL = re.compile(r"(``.+?``|`.+?`|\*\*.+?\*\*)")
 
 
@@ -146,9 +147,11 @@ def _default(parameter) -> Cell:
     return text("none") if parameter.default in (None, ()) else code(parameter.default)
 
 
-def quiet_bars(app, what, name, obj, options, lines: list[str]) -> None:
-    """Norms in docstrings are written ||W||_F; keep reStructuredText from taking them for substitutions."""
-    lines[:] = [line if line.lstrip().startswith(">>>") else line.replace("||", r"\|\|") for line in lines]
+def readable(app, what, name, obj, options, lines: list[str]) -> None:
+    """Keep reStructuredText from taking norms (||W||_F) for substitutions, and let letters follow `Code`s."""
+    for place, line in enumerate(lines):
+        if not line.lstrip().startswith(">>>"):
+            lines[place] = PLURAL.sub(r"``\1``\\ ", line.replace("||", r"\|\|"))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -156,5 +159,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("verdicts-table", VerdictsTable)
     app.add_directive("formats-table", FormatsTable)
     app.add_directive("command-options", CommandOptions)
-    app.connect("autodoc-process-docstring", quiet_bars)
+    app.connect("autodoc-process-docstring", readable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -67,6 +67,7 @@ class TensorRef:
         facts: what the source knows of its use: for a live module ``module``, ``groups``, ``stride``, ...
         identity: equal for two names of the same storage (tied weights); None where that cannot be known.
         problem: why it cannot be read, if so.
+        stored: how the file keeps it where that is not ``dtype`` (``Q4_1``, ``int8 with scales``): ``load`` decodes.
     """
 
     name: str
@@ -76,6 +77,7 @@ class TensorRef:
     facts: Mapping[str, Any] = field(default_factory=dict)
     identity: Hashable = None
     problem: str = ""
+    stored: str = ""
 
     @property
     def numel(self) -> int:
@@ -175,8 +177,8 @@ class Weight:
 
     @property
     def dtype(self) -> str:
-        """Name of the stored dtype."""
-        return self.part.ref.dtype
+        """Name of the stored dtype, or of the packed form it is decoded from."""
+        return self.part.ref.stored or self.part.ref.dtype
 
     @property
     def parameters(self) -> int:
@@ -186,7 +188,7 @@ class Weight:
     @property
     def nbytes(self) -> int:
         """Size of the tensor that is read for it, in memory."""
-        return self.parameters * ITEMSIZE.get(self.dtype, 8)
+        return self.parameters * ITEMSIZE.get(self.part.ref.dtype, 8)
 
     def operator(self, device: str | None = None) -> LinearOperator:
         """Load it, now, as a linear operator."""

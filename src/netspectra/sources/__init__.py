@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +26,12 @@ class Format(Protocol):
     Attributes:
         name: what the format is called in results.
         extra: the extra of this package it needs (``pip install netspectra[extra]``), or None.
+        needs: the modules that extra brings.
     """
 
     name: str
     extra: str | None
+    needs: tuple[str, ...]
 
     def claims(self, path: Path) -> bool:
         """Whether the path looks like this format: by content, not by suffix."""
@@ -40,6 +43,10 @@ class Format(Protocol):
 
     def tensors(self, path: Path) -> Iterator[TensorRef]:
         """Yield every tensor's name, shape, dtype and loader, reading headers only."""
+        ...
+
+    def config(self, path: Path) -> Mapping[str, Any]:
+        """What the checkpoint says of the model, in the words of a Hugging Face ``config.json``; empty if nothing."""
         ...
 
 
@@ -87,21 +94,18 @@ def _open_path(path: Path) -> Source:
         GUARD.regular(path)
     for reader in FORMATS.values():
         if reader.claims(path):
+            _must_have(reader, path)
             tensors = tuple(reader.tensors(path))
-            weights, skipped = view(tensors, _context(path))
+            weights, skipped = view(tensors, Context(config=reader.config(path)))
             identify = partial(_identify, reader, path, tensors)
             return Source(str(path), reader.name, tensors, tuple(weights), tuple(skipped), identify)
     refuse(path, _diagnosis(path))
 
 
-def _context(path: Path) -> Context:
-    """What lies beside the weights and says how they are used: the Hugging Face ``config.json``, if any."""
-    folder = path if path.is_dir() else path.parent
-    config = folder / "config.json"
-    if not config.exists():
-        return Context()
-    GUARD.inside(folder, config.name)
-    return Context(config=GUARD.read_json(config))
+def _must_have(reader: Format, path: Path) -> None:
+    missing = [module for module in reader.needs if find_spec(module) is None]
+    if missing:
+        refuse(path, f"{reader.name} needs {', '.join(missing)}: pip install 'netspectra[{reader.extra}]'")
 
 
 def _diagnosis(path: Path) -> str:

@@ -137,5 +137,12 @@ class Guard:
         except OSError as wrong:
             raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror}") from None
 
+    def config_beside(self, path: Path) -> dict[str, Any]:
+        """The Hugging Face ``config.json`` in the checkpoint's folder; empty where there is none."""
+        folder = path if path.is_dir() else path.parent
+        if not (folder / "config.json").exists():
+            return {}
+        return self.read_json(self.inside(folder, "config.json"))
+
 
 GUARD = Guard()

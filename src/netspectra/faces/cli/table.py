@@ -291,6 +291,6 @@ def show_formats() -> None:
 
     console = _console()
     for reader in FORMATS.values():
-        ready = reader.extra is None or find_spec(reader.extra) is not None
+        ready = all(find_spec(module) is not None for module in reader.needs)
         state = "ready" if ready else f"needs pip install 'netspectra[{reader.extra}]'"
         console.print(f"{reader.name}: {state}", markup=False)

@@ -8,7 +8,7 @@ from their offsets when a weight is asked for, and only the rows that are asked 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Safetensors:
 
     name = "safetensors"
     extra: str | None = None
+    needs: tuple[str, ...] = ()
 
     def claims(self, path: Path) -> bool:
         """A folder that holds safetensors, an index of them, or a file that begins like one, whatever its suffix."""
@@ -77,6 +78,10 @@ class Safetensors:
     def tensors(self, path: Path) -> Iterator[TensorRef]:
         """Yield every tensor, by header alone; the format keeps no order: ``layers.2`` goes before ``layers.10``."""
         return iter(sorted(self._unordered(path), key=lambda ref: natural(ref.name)))
+
+    def config(self, path: Path) -> Mapping[str, Any]:
+        """The ``config.json`` beside the weights."""
+        return GUARD.config_beside(path)
 
     def _unordered(self, path: Path) -> Iterator[TensorRef]:
         seen: dict[str, Path] = {}
