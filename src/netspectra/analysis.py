@@ -87,6 +87,9 @@ class Analysis:
             return self.records[key]
         if key in self._by_name:
             return self._by_name[key]
+        for skipped in self.skipped:
+            if skipped.name == key:
+                raise KeyError(f"{key!r} was skipped: {skipped.reason}")
         import difflib
 
         near = difflib.get_close_matches(key, self._by_name, n=3, cutoff=0.3)

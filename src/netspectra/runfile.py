@@ -51,8 +51,6 @@ class RunFile:
         """
         run = cls(path, _connect(Path(path), "rwc"))
         with run._guarded():
-            run._connection.execute("PRAGMA journal_mode=WAL")
-            run._connection.execute("PRAGMA synchronous=NORMAL")
             run._connection.execute("BEGIN IMMEDIATE")
             if not run._connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
                 for statement in TABLES.split(";"):
@@ -61,6 +59,9 @@ class RunFile:
                 run._connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, _dump(v)) for k, v in rows.items()])
             run._connection.execute("COMMIT")
         run._must_match(meta)
+        with run._guarded():
+            run._connection.execute("PRAGMA journal_mode=WAL")
+            run._connection.execute("PRAGMA synchronous=NORMAL")
         return run
 
     @classmethod
@@ -118,12 +119,11 @@ class RunFile:
         if held.get("schema") != SCHEMA:
             raise InputRefused(f"{self.path}: run file of schema {held.get('schema')!r}, this version writes {SCHEMA}")
         wanted = json.loads(_dump(dict(meta)))
-        for key, value in wanted.items():
-            if held.get(key) != value:
-                raise InputRefused(
-                    f"{self.path}: belongs to another job: {key} was {_short(held.get(key))}, now {_short(value)}. "
-                    "Name a new run file, or repeat the job as it was"
-                )
+        for key, was, now in _differences(held, wanted):
+            raise InputRefused(
+                f"{self.path}: belongs to another job: {key} was {_short(was)}, now {_short(now)}. "
+                "Name a new run file, or repeat the job as it was"
+            )
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -136,6 +136,16 @@ class RunFile:
 def skipped_from(row: Mapping[str, Any]) -> Skipped:
     """Undo ``asdict`` of a `Skipped` that went through JSON."""
     return Skipped(row["name"], tuple(row["shape"]), row["reason"], row["routine"])
+
+
+def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(what, was, is) for every entry that differs, down to the single option."""
+    for key, now in wanted.items():
+        was = held.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from ((f"{key}.{inner}", old, new) for inner, old, new in _differences(was, now))
+        elif was != now:
+            yield ("the input's time of change" if key == "guard" else key), was, now
 
 
 def _short(value: Any) -> str:

@@ -118,7 +118,7 @@ def _vector(ref: TensorRef, context: Context) -> Answer:
         return Routine("empty")
     if len(ref.shape) < 2:
         return Routine("a vector (bias, gain or statistic): no spectrum" if ref.shape else "a single number")
-    if len(ref.shape) > 2 and sum(size > 1 for size in ref.shape) < 2:
+    if len(ref.shape) > 2 and sum(size > 1 for size in ref.shape) < 2 and not ref.facts.get("conv"):
         return Routine("a vector in the shape of a tensor: no spectrum")
     return None
 

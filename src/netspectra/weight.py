@@ -55,7 +55,7 @@ class Loader(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TensorRef:
     """A named tensor of a source, not loaded.
 
@@ -78,6 +78,10 @@ class TensorRef:
     identity: Hashable = None
     problem: str = ""
     stored: str = ""
+
+    def __repr__(self) -> str:
+        """Name, shape and dtype; never the numbers."""
+        return f"TensorRef({self.name!r}, {self.shape}, {self.stored or self.dtype})"
 
     @property
     def numel(self) -> int:
@@ -150,7 +154,7 @@ class Layout:
         return blocks.reshape([cut[axis] for axis in order]).permute(back).reshape(shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Weight:
     """One weight matrix of a network: what it is called and how it acts, with its bytes left where they are.
 
@@ -169,6 +173,10 @@ class Weight:
     layout: Layout = Layout()
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Name, kind and shape; never the numbers."""
+        return f"Weight({self.name!r}, {self.kind}, {self.shape[0]} x {self.shape[1]}, {self.dtype})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -199,7 +207,7 @@ class Weight:
         return Dense(blocks[0]) if self.layout.groups == 1 else BlockDiagonal(blocks)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Source:
     """A network's weights, viewed: what every verb works on.
 
@@ -218,6 +226,10 @@ class Source:
     weights: tuple[Weight, ...]
     skipped: tuple[Skipped, ...]
     identify: Callable[[], tuple[str, str]] = field(repr=False)
+
+    def __repr__(self) -> str:
+        """Say what it is in one line."""
+        return f"Source({self.path!r}, {self.format}: {len(self.weights)} weights in {len(self.tensors)} tensors)"
 
     def __iter__(self) -> Iterator[Weight]:
         """Iterate over the weights."""
@@ -258,7 +270,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which weights a verb works on: name patterns, globs or, after ``re:``, regular expressions.
+    """Which weights a verb works on: whole names, globs or, after ``re:``, regular expressions.
 
     A name is taken when it matches any ``include`` (all do when there are none) and no ``exclude``.
 
@@ -287,4 +299,4 @@ class Selection:
 def _matches(name: str, pattern: str) -> bool:
     if pattern.startswith("re:"):
         return re.search(pattern[3:], name) is not None
-    return fnmatch.fnmatchcase(name, pattern)
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)

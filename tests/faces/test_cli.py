@@ -198,7 +198,7 @@ def test_hostile_names_are_escaped(tmp_path):
         done = run(command, path)
         assert done.returncode == 0
         assert not set(done.stdout) & set("\x1b\x00\u202e")
-        assert "\\x1b" in done.stdout and "bold].weight" in done.stdout
+        assert "\\x1b" in done.stdout and "[bold]x[/bold]" in done.stdout
     assert json.loads(run("analyze", path, "--json", "-").stdout)["weights"][0]["name"] == name
 
 

@@ -47,7 +47,8 @@ class AnalyzeOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        chosen(self.metrics)
+        if not chosen(self.metrics):
+            raise InputRefused("--metrics names none; leave it out for all")
         if not 1e-12 <= self.accuracy <= 0.1:
             raise InputRefused(f"--accuracy {self.accuracy:g}: give a relative error between 1e-12 and 0.1")
         for k in self.ranks:
@@ -74,6 +75,9 @@ def analyze(
     """
     selection = Selection(options.include, options.exclude)
     wanted = {position: weight for position, weight in enumerate(source.weights) if selection.accepts(weight.name)}
+    if not wanted:
+        why = "no weight matches the patterns" if source.weights else "nothing to analyse: it holds no weight matrix"
+        raise InputRefused(f"{source.path}: {why}; 'netspectra inspect' lists what a checkpoint holds")
     places = {id(weight): position for position, weight in wanted.items()}
     found = dict(runfile.found()) if runfile else {}
     for position in found:
@@ -90,7 +94,7 @@ def analyze(
     ]
     return Analysis(
         tuple(r for r in ordered if isinstance(r, Record)),
-        (*source.skipped, *(s for s in ordered if isinstance(s, Skipped))),
+        (*_left_out(source, selection), *(s for s in ordered if isinstance(s, Skipped))),
         source.describe(),
         _told(options),
         len(wanted),
@@ -107,8 +111,12 @@ def job(source: Source, options: AnalyzeOptions) -> dict[str, Any]:
         "guard": source.guard,
         "options": _told(options),
         "weights": sum(selection.accepts(weight.name) for weight in source.weights),
-        "skipped": [asdict(skipped) for skipped in source.skipped],
+        "skipped": [asdict(skipped) for skipped in _left_out(source, selection)],
     }
+
+
+def _left_out(source: Source, selection: Selection) -> list[Skipped]:
+    return [skipped for skipped in source.skipped if selection.accepts(skipped.name)]
 
 
 def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:

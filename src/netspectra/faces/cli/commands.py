@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The spectral workbench for neural networks: every weight matrix's singular values, with error bounds, and "
     "what follows from them.",
@@ -33,11 +33,10 @@ Include = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Only weights whose name matches: glob, or re:REGEX.")
 ]
 Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave out weights whose name matches.")]
-HtmlOut = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the self-contained report.")]
-JsonOut = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON; - for standard output.")
-]
-CsvOut = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the metrics as CSV.")]
+Out = str | None  # a file, or - for standard output
+HtmlOut = Annotated[Out, typer.Option("--html", metavar="FILE", help="Write the self-contained report (- for stdout).")]
+JsonOut = Annotated[Out, typer.Option("--json", metavar="FILE", help="Write everything as JSON (- for stdout).")]
+CsvOut = Annotated[Out, typer.Option("--csv", metavar="FILE", help="Write the metrics as CSV (- for stdout).")]
 Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", show_default="cpu")]
 Workers = Annotated[int, typer.Option(metavar="N", min=0, help="Weights in work at a time.", show_default="processors")]
 RunOut = Annotated[
@@ -49,7 +48,7 @@ FailOn = Annotated[
     typer.Option("--fail-on", metavar="VERDICT", help="Exit with 3 on this verdict (a rule, or: note, warn, error)."),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no table.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also list what was skipped, routes and seconds.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tell more: what was skipped, routes, seconds.")]
 
 ASKED_TO_FAIL = 3
 
@@ -98,7 +97,7 @@ def analyze(
         str | None, typer.Option(metavar="A,B", help="Metrics, by name; 'netspectra metrics' lists them.")
     ] = None,
     rank: Annotated[
-        list[int] | None, typer.Option(metavar="K", help="Also the relative error of the best rank-K approximation.")
+        str | None, typer.Option(metavar="K,L", help="Also the relative error of the best rank-K approximation.")
     ] = None,
     include: Include = None,
     exclude: Exclude = None,
@@ -111,7 +110,7 @@ def analyze(
     verbose: Verbose = False,
 ) -> None:
     """Find every weight's singular values, metrics and verdicts."""
-    _writable(run, html, csv, None if json_out in (None, "-") else Path(str(json_out)))
+    _writable(run, html, json_out, csv)
     from netspectra.sources import open as open_source
 
     source = open_source(path)
@@ -119,7 +118,7 @@ def analyze(
         source,
         run=run,
         metrics=None if metrics is None else tuple(name.strip() for name in metrics.split(",") if name.strip()),
-        ranks=tuple(rank or ()),
+        ranks=_whole_numbers("--rank", rank),
         accuracy=accuracy,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
@@ -129,7 +128,7 @@ def analyze(
         known=tuple(fail_on or ()),
     )
     _export(found, html, json_out, csv)
-    if not quiet and json_out != "-":
+    if not quiet and "-" not in (html, json_out, csv):
         from netspectra.faces.cli import table
 
         table.show_analysis(found, verbose=verbose)
@@ -145,17 +144,18 @@ def report(
     csv: CsvOut = None,
     verbose: Verbose = False,
 ) -> None:
-    """Export a run file; without --html, --json or --csv show its table."""
+    """Export a run file, also while it is written; without --html, --json or --csv show its table."""
     from netspectra.analysis import Analysis
     from netspectra.runfile import RunFile
 
     found = Analysis.from_run(RunFile.read(run))
+    _writable(html, json_out, csv)
     _export(found, html, json_out, csv)
     if html is None and json_out is None and csv is None:
         from netspectra.faces.cli import table
 
         table.show_analysis(found, verbose=verbose)
-    _tell_files(html, json_out, csv, None)
+    _tell_files(html, json_out, csv)
 
 
 @app.command(epilog="Example: netspectra demo --html minilm.html")
@@ -230,9 +230,6 @@ def _analyze(
     options = AnalyzeOptions(**wanted)  # type: ignore[arg-type]
     selection = Selection(options.include, options.exclude)
     weights = [weight for weight in source.weights if selection.accepts(weight.name)]
-    if not weights:
-        why = "no weight matches the patterns" if source.weights else "nothing to analyse: it holds no weight matrix"
-        raise InputRefused(f"{source.path}: {why}; 'netspectra inspect' lists what it holds")
     _check_device(options.device)
     keep = RunFile.create_or_resume(run, job(source, options)) if run else None
     try:
@@ -254,7 +251,7 @@ def _check_device(device: str | None) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as wrong:
-        raise InputRefused(f"--device {device}: {str(wrong).splitlines()[0]}") from None
+        raise InputRefused(f"--device {device}: {str(wrong).splitlines()[0][:160]}") from None
 
 
 def _known_verdicts(names: Sequence[str]) -> None:
@@ -278,13 +275,23 @@ def _leave(found: Analysis, strict: bool, fail_on: Sequence[str]) -> None:
         raise typer.Exit(ASKED_TO_FAIL)
 
 
-def _writable(*paths: Path | None) -> None:
+def _whole_numbers(option: str, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in (text or "").split(",") if number.strip())
+    except ValueError:
+        raise InputRefused(f"{option} {text}: give whole numbers, separated by commas") from None
+
+
+def _writable(*targets: Path | str | None) -> None:
     """Refuse before hours of work what could not be written after them."""
     import os
 
-    for path in paths:
-        if path is None:
+    if [str(target) for target in targets].count("-") > 1:
+        raise InputRefused("only one of --html, --json and --csv can go to standard output")
+    for target in targets:
+        if target is None or str(target) == "-":
             continue
+        path = Path(target)
         folder = path.parent
         if path.is_dir():
             raise InputRefused(f"{path}: is a folder, name a file in it")
@@ -294,35 +301,31 @@ def _writable(*paths: Path | None) -> None:
             raise EnvironmentFailure(f"{path}: the folder {folder} is not writable")
 
 
-def _export(found: Analysis, html: Path | None, json_out: str | None, csv: Path | None) -> None:
+def _export(found: Analysis, html: Out, json_out: Out, csv: Out) -> None:
+    for target, text in ((html, found.to_html), (json_out, found.to_json), (csv, found.to_csv)):
+        if target is not None:
+            _write(target, text())
+
+
+def _tell_files(*targets: Path | str | None) -> None:
+    for target in targets:
+        if target is not None and target != "-":
+            print(f"wrote {target}", file=sys.stderr)
+
+
+def _write(target: str, text: str) -> None:
     from netspectra.analysis import write_atomically
 
-    if html is not None:
-        write_atomically(html, found.to_html())
-    if csv is not None:
-        write_atomically(csv, found.to_csv())
-    if json_out == "-":
-        sys.stdout.write(found.to_json())
-    elif json_out is not None:
-        write_atomically(json_out, found.to_json())
-
-
-def _tell_files(html: Path | None, json_out: str | None, csv: Path | None, run: Path | None) -> None:
-    for path in (html, json_out if json_out != "-" else None, csv, run):
-        if path is not None:
-            print(f"wrote {path}", file=sys.stderr)
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(target, text)
 
 
 def _write_json(target: str, data: object) -> None:
     import json
 
-    from netspectra.analysis import write_atomically
-
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        write_atomically(target, text)
+    _write(target, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def _minilm() -> Path:

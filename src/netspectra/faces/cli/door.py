@@ -9,13 +9,17 @@ import sys
 import tempfile
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, cast
+
+import typer
 
 from netspectra.errors import NetspectraError
 from netspectra.version import __version__
 
 __all__ = ["main"]
 
+# The class of every usage error, which typer does not export under a name of its own.
+USAGE = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 ENVIRONMENT, INTERRUPTED, TERMINATED, OWN_BUG = 4, 130, 143, 1
 
 
@@ -49,12 +53,15 @@ def run() -> int:
     try:
         from netspectra.faces.cli.commands import app
 
-        app(prog_name="netspectra")
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 0
+        code = app(prog_name="netspectra", standalone_mode=False) or 0
         if code == INTERRUPTED:
             _say("interrupted")
         return code
+    except USAGE as wrong:
+        _say(f"{wrong.format_message()} (netspectra --help, or netspectra COMMAND --help)")
+        return wrong.exit_code
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
@@ -73,7 +80,6 @@ def run() -> int:
     except Exception:  # noqa: BLE001 - the last door: a bug of ours goes to a file, never to the terminal
         _say(f"a bug of netspectra's own, please report it. Details: {_written(traceback.format_exc())}")
         return OWN_BUG
-    return 0
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from netspectra.analysis import RELATIVE_ERROR, Analysis
-from netspectra.record import Level, Record, Value
+from netspectra.record import LEVELS, Level, Record, Value, Verdict
 from netspectra.sources.guard import printable
 from netspectra.weight import ITEMSIZE, Source
 
@@ -46,15 +47,23 @@ def _console() -> Console:
 
 
 def middle(text: str, width: int) -> str:
-    """Text cut in the middle to ``width`` characters, control characters escaped.
+    """A dotted name in at most ``width`` characters: first without ``.weight``, then from the layer's number on.
 
-    >>> middle("encoder.layer.11.attention.self.query.weight", 21)
-    'encoder.lay…ry.weight'
+    >>> middle("encoder.layer.11.attention.self.query.weight", 40)
+    'encoder.layer.11.attention.self.query'
+    >>> middle("encoder.layer.11.attention.self.query.weight", 28)
+    '…11.attention.self.query'
+    >>> middle("encoder.layer.11.attention.self.query.weight", 16)
+    '…11.atte…f.query'
     """
     text = printable(text, limit=10**6)
+    if len(text) > width:
+        text = text.removesuffix(".weight")
+    if len(text) > width and (number := re.search(r"(?<=\.)\d+\.", text)):
+        text = f"…{text[number.start() :]}"
     if len(text) <= width:
         return text
-    head = (width - 1) * 4 // 7
+    head = width // 2
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
@@ -105,7 +114,8 @@ def _table(found: Analysis, width: int, verbose: bool) -> Table:
     longest = max((len(printable(record.name)) for record in found), default=0)
     room = width - sum(_width(*column) + GAP for column in columns.items()) - max(len("verdict"), min(verdicts, 30))
     names = [name for name in found.metric_names if name.startswith(RELATIVE_ERROR)]
-    names += [name for name in COLUMNS if name in found.metric_names] or found.metric_names
+    usual = [name for name in COLUMNS if name in found.metric_names]
+    names += usual if len(usual) == len(COLUMNS) else [n for n in found.metric_names if n not in names]
     for name in names:
         title = COLUMNS.get(name, name.replace(RELATIVE_ERROR, "error k="))
         cells = [number(record.metrics.get(name)) for record in found]
@@ -145,16 +155,20 @@ def _verdicts(record: Record) -> Text:
 
 
 def _stands_out(console: Console, found: Analysis) -> None:
-    serious = [(r, v) for r in found for v in r.verdicts if v.level in ("warn", "error")]
-    for record, verdict in serious[:12]:
-        line = Text(f"{verdict.level}: ", style=STYLE[verdict.level])
-        line.append(f"{printable(record.name)}: {verdict.message}", style="default")
+    """One paragraph a rule: who, what, how sure the field is, what to do."""
+    rules: dict[str, list[tuple[Record, Verdict]]] = {}
+    for record in found:
+        for verdict in record.verdicts:
+            rules.setdefault(verdict.rule, []).append((record, verdict))
+    for rule, said in sorted(rules.items(), key=lambda item: -LEVELS.index(item[1][0][1].level)):
+        _, verdict = said[0]
+        line = Text(f"{verdict.level}: {rule} ({verdict.evidence.get('standing', '')})", style=STYLE[verdict.level])
+        line.append(f", {_plural(len(said), 'weight')}: {verdict.evidence.get('advice', '')}", style="default")
         console.print(line, soft_wrap=True)
-        console.print(
-            Text(f"      {verdict.evidence.get('advice', '')} ({verdict.evidence.get('standing', '')})", style="dim")
-        )
-    if len(serious) > 12:
-        console.print(f"... and {len(serious) - 12} more; --json or --html give all")
+        for record, verdict in said[:3]:
+            console.print(Text(f"  {printable(record.name)}: {verdict.message}", style="dim"), soft_wrap=True)
+        if len(said) > 3:
+            console.print(Text(f"  and {len(said) - 3} more", style="dim"))
 
 
 def _skipped(console: Console, found: Analysis, verbose: bool) -> None:
@@ -269,7 +283,7 @@ def _skipped_tensors(console: Console, source: Source, verbose: bool) -> None:
     for reason, names in grouped.items():
         shown = ", ".join(printable(name, 80) for name in names[: None if verbose else 3])
         more = "" if verbose or len(names) <= 3 else f" and {len(names) - 3} more"
-        console.print(Text(f"no matrix in {len(names)}: {reason}: {shown}{more}", style="dim"), soft_wrap=True)
+        console.print(Text(f"skipped {len(names)}: {reason}: {shown}{more}", style="dim"), soft_wrap=True)
 
 
 def show_metrics(entries: Sequence[Mapping[str, str]]) -> None:

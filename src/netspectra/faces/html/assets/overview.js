@@ -66,7 +66,7 @@ function weightLink(weight, limit = 70) {
 function glance() {
   const shown = GLANCE.map((name) => metricByName.get(name)).filter((metric) => metric && sortedValues(metric).length > 1);
   if (!shown.length) return "";
-  const end = (value, weight) => el("td", { class: "end" }, el("span", { class: "num" }, number(value)), weightLink(weight, 40));
+  const end = (value, weight) => el("td", { class: "end" }, el("span", { class: "num" }, number(value)), weightLink(weight, 32));
   const rows = shown.slice(0, 6).map((metric) => {
     const sorted = sortedValues(metric);
     const holder = (value) => weights.find((weight) => metricValue(weight, metric) === value);
@@ -109,9 +109,9 @@ function badge(level, text = LEVEL_WORDS.get(level) ?? visible(level)) {
   return el("span", { class: `badge ${known}` }, svg("svg", { viewBox: "0 0 16 16", width: 12, height: 12, "aria-hidden": "true" }, svg("path", { d: shapes[known] })), el("span", {}, text));
 }
 
-/** Evidence as small pairs of name and value. */
-function evidence(verdict) {
-  const entries = Object.entries(verdict.evidence ?? {});
+/** Evidence as small pairs of name and value, but for what was said already. */
+function evidence(verdict, said = new Map()) {
+  const entries = Object.entries(verdict.evidence ?? {}).filter(([key]) => !said.has(key));
   if (!entries.length) return null;
   return el("span", { class: "evidence" }, entries.slice(0, 12).map(([key, value]) =>
     el("span", {}, el("i", {}, shortened(visible(key), 40)), ` ${inline(value)}`)));
@@ -125,11 +125,19 @@ function findings() {
   return el("div", { class: "block" }, el("h3", {}, "What stands out"), el("div", { class: "rules" }, rules.map(ruleCard)));
 }
 
+/** The evidence that all verdicts of a rule share: its standing, reference and advice, most often. */
+function shared(items) {
+  const [first, ...rest] = items.map(({ verdict }) => verdict.evidence ?? {});
+  const same = (key) => rest.every((other) => JSON.stringify(other[key]) === JSON.stringify(first[key]));
+  return new Map(Object.entries(first).filter(([key]) => same(key)));
+}
+
 /** Everything one rule said, the first few at once, the rest on demand. */
 function ruleCard(items) {
   const said = items[0].verdict.message ?? "";
   const alike = items.length > 1 && items.every(({ verdict }) => (verdict.message ?? "") === said);
-  const item = ({ weight, verdict }) => el("li", {}, weightLink(weight, 64), alike ? null : el("p", {}, visible(verdict.message ?? "")), evidence(verdict));
+  const common = shared(items);
+  const item = ({ weight, verdict }) => el("li", {}, weightLink(weight, 64), alike ? null : el("p", {}, visible(verdict.message ?? "")), evidence(verdict, common));
   const list = el("ul", {}, items.slice(0, SHOWN_OF_RULE).map(item));
   const more = items.length - SHOWN_OF_RULE;
   const all = el("button", {
@@ -142,7 +150,7 @@ function ruleCard(items) {
   const { level, rule } = items[0].verdict;
   return el("article", { class: `rule ${LEVEL_WORDS.has(level) ? level : "note"}` },
     el("h4", {}, badge(level), el("span", { class: "rulename" }, visible(rule ?? "")), el("small", {}, counted(items.length, "weight"))),
-    alike ? el("p", { class: "said" }, visible(said)) : null, list, more > 0 ? all : null);
+    alike ? el("p", { class: "said" }, visible(said)) : null, evidence({ evidence: Object.fromEntries(common) }), list, more > 0 ? all : null);
 }
 
 /** What was skipped, by reason. */
