@@ -17,7 +17,8 @@ import torch
 import netspectra as ns
 from netspectra.analysis import Analysis, _rounded_up
 from netspectra.record import Record, Skipped
-from netspectra.run.local import LocalRun, serial, working_set
+from netspectra.run.cost import working_set
+from netspectra.run.local import LocalRun, serial
 from netspectra.runfile import RunFile
 from netspectra.verbs.analyze import AnalyzeOptions, job, measure
 from tests.checkpoints import small_model, write_sharded, write_single

@@ -6,30 +6,20 @@ result the same for any number of workers. The libraries release the interpreter
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from netspectra.run.cost import cores, working_set
 from netspectra.weight import Weight
 
 R = TypeVar("R")
 
-__all__ = ["LocalRun", "cores", "serial", "working_set"]
+__all__ = ["LocalRun", "serial"]
 
 SLACK = 512 << 20
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def working_set(weight: Weight) -> int:
-    """Bytes that analysing the weight takes at its peak: its tensor, and 24 bytes per entry of the smaller square."""
-    return weight.nbytes + 24 * min(weight.shape) ** 2
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from netspectra.verdicts import judge
 from netspectra.version import __version__
 from netspectra.weight import Selection, Source, Weight
 
-__all__ = ["AnalyzeOptions", "analyze", "flops"]
+__all__ = ["AnalyzeOptions", "analyze", "job", "measure"]
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,6 @@ def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
         verdicts=judge(spectrum, metrics),
         notes=weight.notes,
     )
-
-
-def flops(weight: Weight) -> float:
-    """Float64 operations that its singular values take: m n min(m, n) + 4/3 min(m, n)^3."""
-    m, n = weight.shape
-    groups = weight.layout.groups
-    m, n = m // groups, n // groups
-    return groups * (m * n * min(m, n) + 4 / 3 * min(m, n) ** 3)
 
 
 def _spectrum(weight: Weight, options: AnalyzeOptions) -> Spectrum:

@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from netspectra.run.local import cores
+from netspectra.run.cost import cores
 from netspectra.version import __version__
 
 __all__ = ["environment"]

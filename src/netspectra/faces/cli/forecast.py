@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from netspectra.run.local import cores, working_set
-from netspectra.verbs.analyze import flops
+from netspectra.run.cost import cores, flops, working_set
 from netspectra.weight import Source
 
 __all__ = ["Forecast", "forecast"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from netspectra.faces.cli.table import middle
-from netspectra.verbs.analyze import flops
+from netspectra.run.cost import flops
 from netspectra.weight import Weight
 
 __all__ = ["following"]
