@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,11 @@ import numpy as np
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.record import Record, Skipped, Value, Verdict
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["RunFile", "skipped_from"]
 
@@ -37,10 +43,11 @@ class RunFile:
         meta: what the job is: source, options, versions. Resuming with another meta is refused.
     """
 
-    def __init__(self, path: str | Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: str | Path, connection: sqlite3.Connection, lock: int | None = None) -> None:
         """Wrap an open connection; use `create_or_resume` or `read`."""
         self.path = Path(path)
         self._connection = connection
+        self._lock = lock
 
     @classmethod
     def create_or_resume(cls, path: str | Path, meta: Mapping[str, Any]) -> RunFile:
@@ -48,21 +55,31 @@ class RunFile:
 
         Raises:
             InputRefused: the file holds another job (its input, options or version differ), or is no run file.
+            EnvironmentFailure: another process is writing it, or the disk does not let us.
         """
-        run = cls(path, _connect(Path(path), "rwc"))
-        with run._guarded():
-            run._connection.execute("BEGIN IMMEDIATE")
-            if not run._connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-                for statement in TABLES.split(";"):
-                    run._connection.execute(statement)
-                rows = {"schema": SCHEMA, **meta}
-                run._connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, _dump(v)) for k, v in rows.items()])
-            run._connection.execute("COMMIT")
-        run._must_match(meta)
-        with run._guarded():
-            run._connection.execute("PRAGMA journal_mode=WAL")
-            run._connection.execute("PRAGMA synchronous=NORMAL")
+        path = Path(path)
+        lock = _only_writer(path)
+        try:
+            run = cls(path, _connect(path, "rwc"), lock)
+            run._begin(meta)
+        except BaseException:
+            _give_up(path, lock)
+            raise
         return run
+
+    def _begin(self, meta: Mapping[str, Any]) -> None:
+        with self._guarded():
+            self._connection.execute("BEGIN IMMEDIATE")
+            if not self._connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+                for statement in TABLES.split(";"):
+                    self._connection.execute(statement)
+                rows = {"schema": SCHEMA, **meta}
+                self._connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, _dump(v)) for k, v in rows.items()])
+            self._connection.execute("COMMIT")
+        self._must_match(meta)
+        with self._guarded():
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
 
     @classmethod
     def read(cls, path: str | Path) -> RunFile:
@@ -111,8 +128,11 @@ class RunFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let another process write it."""
         self._connection.close()
+        if self._lock is not None:
+            _give_up(self.path, self._lock)
+            self._lock = None
 
     def _must_match(self, meta: Mapping[str, Any]) -> None:
         held = self.meta
@@ -153,10 +173,41 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:100]}..."
 
 
+def _only_writer(path: Path) -> int | None:
+    """Hold a lock that dies with this process, on a neighbour of the file; None where the system has no such locks."""
+    if fcntl is None:
+        return None
+    if path.exists() and not path.is_file():
+        raise InputRefused(f"{path}: not a regular file")
+    try:
+        lock = os.open(_lock_name(path), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as wrong:
+        raise EnvironmentFailure(f"{path}: cannot be written: {wrong.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise EnvironmentFailure(
+            f"{path}: another process is writing this run file. Wait for it, or name another"
+        ) from None
+    if not _lock_name(path).exists() or os.fstat(lock).st_ino != _lock_name(path).stat().st_ino:
+        os.close(lock)  # its last holder removed it between our two calls
+        return _only_writer(path)
+    return lock
+
+
+def _give_up(path: Path, lock: int | None) -> None:
+    if lock is not None:
+        _lock_name(path).unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}-lock")
+
+
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     try:
-        if path.exists() and not path.is_file():
-            raise InputRefused(f"{path}: not a regular file")
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         return sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
     except sqlite3.DatabaseError as wrong:

@@ -221,6 +221,18 @@ def test_kill_in_the_middle_then_resume_exports_the_same_bytes(checkpoint, tmp_p
     assert ns.analyze(checkpoint, runfile=file).to_json() == ns.analyze(checkpoint).to_json()
 
 
+def test_two_writers_are_one_too_many(checkpoint, tmp_path):
+    meta = job(ns.open(checkpoint), AnalyzeOptions())
+    first = RunFile.create_or_resume(tmp_path / "job.run", meta)
+    with pytest.raises(ns.EnvironmentFailure, match="another process is writing"):
+        RunFile.create_or_resume(tmp_path / "job.run", meta)
+    assert RunFile.read(tmp_path / "job.run").found() == {}
+    first.close()
+    RunFile.create_or_resume(tmp_path / "job.run", meta).close()
+    with pytest.raises(ns.InputRefused, match="regular"):
+        RunFile.create_or_resume(tmp_path, meta)
+
+
 # ---- the result object ---------------------------------------------------------------------------------------------
 
 
