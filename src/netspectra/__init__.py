@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
-    from netspectra.linalg.svd import svd, svdvals
+    from netspectra.linalg.svd import svd
+    from netspectra.linalg.values import svdvals
+    from netspectra.operator_norm import operator_norm
     from netspectra.run import Run
     from netspectra.sources import open
     from netspectra.weight import Weight
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "analyze",
     "open",
+    "operator_norm",
     "svd",
     "svdvals",
 ]
@@ -48,7 +51,8 @@ _HOME = {
     "Spectrum": "netspectra.linalg.spectrum",
     "open": "netspectra.sources",
     "svd": "netspectra.linalg.svd",
-    "svdvals": "netspectra.linalg.svd",
+    "svdvals": "netspectra.linalg.values",
+    "operator_norm": "netspectra.operator_norm",
 }
 
 
@@ -73,6 +77,7 @@ def analyze(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     device: str | None = None,
+    grid: int | None = None,
     workers: int = 0,
     run: Run | None = None,
     runfile: str | Path | None = None,
@@ -88,6 +93,7 @@ def analyze(
         include: patterns of names to take: globs, or ``re:`` and a regular expression.
         exclude: patterns of names to leave out.
         device: where to compute; by default where each tensor is.
+        grid: input size for which convolutions are taken as operators; by default 64, 16 x 16 or 8 x 8 x 8.
         workers: threads, one weight each; by default one a processor.
         run: another engine than threads in this process.
         runfile: keep findings in this file as they come; given again, the job resumes.
@@ -117,6 +123,7 @@ def analyze(
         include=(include,) if isinstance(include, str) else tuple(include),
         exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
         device=device,
+        grid=grid,
     )
     source = open_source(origin)
     keep = RunFile.create_or_resume(runfile, job(source, options)) if runfile is not None else None

@@ -20,7 +20,7 @@ import numpy as np
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.metrics import METRICS
-from netspectra.record import LEVELS, Record, Skipped, Value
+from netspectra.record import LEVELS, OperatorSpectrum, Record, Skipped, Value
 from netspectra.runfile import RunFile, skipped_from
 from netspectra.version import __version__
 
@@ -276,6 +276,7 @@ def _weight(record: Record) -> dict[str, Any]:
         "aliases": list(record.aliases),
         "parameters": record.parameters,
         "spectrum": _spectrum(record.spectrum),
+        **({"operator": _operator(record.operator)} if record.operator else {}),
         "metrics": {name: _plain(value) for name, value in record.metrics.items()},
         "verdicts": [
             {"rule": v.rule, "level": v.level, "message": v.message, "evidence": _strict(v.evidence)}
@@ -293,6 +294,11 @@ def _spectrum(s: Spectrum) -> dict[str, Any]:
         "error": (float(error[0]) if len(error) else 0.0) if same else error.tolist(),
         "values": s.values.tolist(),
     }
+
+
+def _operator(operator: OperatorSpectrum) -> dict[str, Any]:
+    upper = operator.upper if math.isfinite(operator.upper) else None
+    return {**_spectrum(operator.spectrum), "grid": list(operator.grid), "upper": upper, "note": operator.note}
 
 
 def _rounded_up(error: np.ndarray) -> np.ndarray:

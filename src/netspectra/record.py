@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from netspectra.linalg.operator import LowRank
     from netspectra.linalg.spectrum import Spectrum
 
-__all__ = ["LEVELS", "Level", "Record", "Skipped", "Value", "Verdict"]
+__all__ = ["LEVELS", "Level", "OperatorSpectrum", "Record", "Skipped", "Value", "Verdict"]
 
 Level = Literal["ok", "note", "warn", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warn", "error")
@@ -93,6 +93,23 @@ class Skipped:
 
 
 @dataclass(frozen=True, eq=False)
+class OperatorSpectrum:
+    """Singular values of a convolution as the linear map it applies: not those of its unfolded kernel.
+
+    Attributes:
+        spectrum: every value, or the largest alone (``how`` is ``partial``).
+        grid: spatial size of the input it was computed for.
+        upper: a number the spectral norm cannot exceed; infinity where none was computed.
+        note: what had to be assumed.
+    """
+
+    spectrum: Spectrum
+    grid: tuple[int, ...]
+    upper: float
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """One weight's findings.
 
@@ -105,6 +122,7 @@ class Record:
         spectrum: singular values of the matrix; for a convolution of the unfolded (out, in * kernel) matrix.
         metrics: name of the metric -> `Value`.
         aliases: other names of the same tensor.
+        operator: of a convolution, what is known of the map itself.
         verdicts: what the rules say.
         notes: what a reader should know about this row.
         step: training step, for records of a monitor.
@@ -119,6 +137,7 @@ class Record:
     spectrum: Spectrum
     metrics: Mapping[str, Value]
     aliases: tuple[str, ...] = ()
+    operator: OperatorSpectrum | None = None
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     step: int | None = None

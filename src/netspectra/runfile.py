@@ -15,7 +15,7 @@ import numpy as np
 
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.linalg.spectrum import Spectrum
-from netspectra.record import Record, Skipped, Value, Verdict
+from netspectra.record import OperatorSpectrum, Record, Skipped, Value, Verdict
 
 try:
     import fcntl
@@ -29,7 +29,7 @@ TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
     step INTEGER NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL,
-    findings TEXT, "values" BLOB, error BLOB, seconds REAL,
+    findings TEXT, "values" BLOB, error BLOB, operator_values BLOB, operator_error BLOB, seconds REAL,
     PRIMARY KEY (step, position)) WITHOUT ROWID;
 """
 NO_STEP = -1
@@ -103,11 +103,14 @@ class RunFile:
         row: tuple[Any, ...] = (step, position, found.name)
         if isinstance(found, Record):
             s = found.spectrum
-            row += (_dump(_findings(found)), s.values.tobytes(), s.error.tobytes(), s.seconds)
+            row += (_dump(_findings(found)), s.values.tobytes(), s.error.tobytes())
+            of = found.operator.spectrum if found.operator else None
+            row += (of.values.tobytes(), of.error.tobytes()) if of else (None, None)
+            row += (s.seconds,)
         else:
-            row += (_dump({"skipped": asdict(found)}), None, None, 0.0)
+            row += (_dump({"skipped": asdict(found)}), None, None, None, None, 0.0)
         with self._guarded():
-            self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def found(self) -> dict[int, Record | Skipped]:
         """Everything kept so far, by position in the checkpoint."""
@@ -115,11 +118,14 @@ class RunFile:
 
     def rows(self) -> Iterator[tuple[int | None, int, Record | Skipped]]:
         """Every (step, position, finding), in that order."""
-        query = 'SELECT step, position, findings, "values", error, seconds FROM records ORDER BY step, position'
+        query = (
+            'SELECT step, position, findings, "values", error, operator_values, operator_error, seconds '
+            "FROM records ORDER BY step, position"
+        )
         with self._guarded():
-            for step, position, findings, values, error, seconds in self._connection.execute(query):
+            for step, position, findings, *arrays, seconds in self._connection.execute(query):
                 step = None if step == NO_STEP else step
-                yield step, position, _restore(json.loads(findings), values, error, seconds, step)
+                yield step, position, _restore(json.loads(findings), arrays, seconds, step)
 
     def finish(self) -> None:
         """Fold the write-ahead log into the one file, so that it can be moved, and close it."""
@@ -239,8 +245,26 @@ def _findings(record: Record) -> dict[str, Any]:
         "notes": record.notes,
         "verdicts": [asdict(verdict) for verdict in record.verdicts],
         "metrics": {name: _value(value) for name, value in record.metrics.items()},
-        "spectrum": {"shape": s.shape, "frobenius2": s.frobenius2, "how": s.how, "dtype": s.dtype, "route": s.route},
+        "spectrum": _outline(s),
+        "operator": None
+        if record.operator is None
+        else {
+            "spectrum": _outline(record.operator.spectrum),
+            "grid": record.operator.grid,
+            "upper": record.operator.upper,
+            "note": record.operator.note,
+        },
     }
+
+
+def _outline(s: Spectrum) -> dict[str, Any]:
+    """A spectrum without its values."""
+    return {"shape": s.shape, "frobenius2": s.frobenius2, "how": s.how, "dtype": s.dtype, "route": s.route}
+
+
+def _filled(outline: dict[str, Any], values: bytes, error: bytes, seconds: float = 0.0) -> Spectrum:
+    outline["shape"] = tuple(outline["shape"])
+    return Spectrum(values=np.frombuffer(values), error=np.frombuffer(error), seconds=seconds, **outline)
 
 
 def _value(value: Value) -> list[Any]:
@@ -248,21 +272,16 @@ def _value(value: Value) -> list[Any]:
 
 
 def _restore(
-    findings: dict[str, Any], values: bytes | None, error: bytes | None, seconds: float, step: int | None
+    findings: dict[str, Any], arrays: list[bytes | None], seconds: float, step: int | None
 ) -> Record | Skipped:
+    values, error, operator_values, operator_error = arrays
     if values is None or error is None:
         return skipped_from(findings["skipped"])
-    s = findings.pop("spectrum")
-    spectrum = Spectrum(
-        np.frombuffer(values),
-        tuple(s["shape"]),
-        s["frobenius2"],
-        np.frombuffer(error),
-        how=s["how"],
-        dtype=s["dtype"],
-        route=s["route"],
-        seconds=seconds,
-    )
+    spectrum = _filled(findings["spectrum"], values, error, seconds)
+    operator = findings["operator"]
+    if operator is not None and operator_values is not None and operator_error is not None:
+        of = _filled(operator["spectrum"], operator_values, operator_error)
+        operator = OperatorSpectrum(of, tuple(operator["grid"]), operator["upper"], operator["note"])
     metrics = {
         name: Value(number, error=e, low=low, high=high, note=note, detail=detail)
         for name, (number, e, low, high, note, detail) in findings.pop("metrics").items()
@@ -276,6 +295,7 @@ def _restore(
         spectrum=spectrum,
         metrics=metrics,
         aliases=tuple(findings["aliases"]),
+        operator=operator,
         verdicts=tuple(Verdict(**verdict) for verdict in findings["verdicts"]),
         notes=tuple(findings["notes"]),
         step=step,

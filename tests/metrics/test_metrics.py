@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netspectra.errors import InputRefused
 from netspectra.linalg.spectrum import Spectrum, rounding_floor
-from netspectra.linalg.svd import svdvals
+from netspectra.linalg.values import svdvals
 from netspectra.metrics import METRICS, chosen, evaluate
 from netspectra.metrics.ranks import relative_error
 

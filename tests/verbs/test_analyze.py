@@ -1,5 +1,6 @@
 """The main job: right numbers, the same bytes for any number of workers, and after any interruption."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -317,6 +318,51 @@ def test_grouped_convolution_is_the_union_of_its_blocks():
     rows = torch.linalg.vector_norm(conv.weight.detach().double().reshape(8, 9), dim=1)
     assert record.shape == (8, 72)
     assert np.allclose(record.spectrum.values, rows.sort(descending=True).values.numpy())
+
+
+@pytest.mark.parametrize(
+    "conv,full",
+    [
+        (torch.nn.Conv2d(4, 6, 3, padding=1), False),
+        (torch.nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2), False),
+        (torch.nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), False),
+        (torch.nn.Conv2d(4, 6, 3, padding=2, dilation=2, padding_mode="circular"), True),
+        (torch.nn.Conv2d(3, 6, 4, stride=4), False),
+        (torch.nn.Conv1d(4, 6, 3, padding=1).bfloat16(), False),
+        (torch.nn.Conv3d(2, 3, 3, padding=1), False),
+        (torch.nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1), False),
+    ],
+)
+def test_convolutions_carry_the_operator_too(conv, full, tmp_path):
+    analysis = ns.analyze(conv, grid=8, runfile=tmp_path / "job.run")
+    [record] = analysis
+    operator = record.operator
+    assert operator is not None and operator.spectrum.complete is full
+    kernel = conv.weight.detach().double()
+    n = int(np.prod(operator.grid)) * conv.in_channels
+    basis = torch.eye(n, dtype=torch.float64).reshape(n, conv.in_channels, *operator.grid)
+    twin = copy.deepcopy(conv).double()
+    twin.weight.data, twin.bias = kernel, None
+    truth = torch.linalg.svdvals(twin(basis).reshape(n, -1).detach()).numpy()
+    known = operator.spectrum.values
+    assert len(known) == (len(truth) if full else 1)
+    assert np.all(np.abs(known - truth[: len(known)]) <= np.maximum(operator.spectrum.error, 5e-3 * truth[0]))
+    assert truth[0] <= operator.upper * (1 + 1e-12)
+    [again] = Analysis.from_run(RunFile.read(tmp_path / "job.run"))
+    assert again.operator is not None and np.array_equal(again.operator.spectrum.values, known)
+    shown = analysis.to_dict()["weights"][0]["operator"]
+    assert shown["grid"] == list(operator.grid) and shown["upper"] == operator.upper
+
+
+def test_a_convolution_of_a_file_says_what_it_assumes():
+    [record] = ns.analyze({"conv.weight": torch.randn(4, 3, 3, 3)})
+    assert record.operator is not None and "assumed" in record.operator.note
+
+
+def test_accuracy_that_cannot_be_met_is_told():
+    hard = torch.diag(torch.logspace(0, -12, 40, dtype=torch.float64))
+    [record] = ns.analyze({"w": hard}, accuracy=1e-6)
+    assert any("known less well than asked" in note for note in record.notes)
 
 
 def test_a_corrupt_tensor_is_skipped_and_the_run_goes_on(tmp_path):

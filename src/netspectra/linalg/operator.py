@@ -123,6 +123,7 @@ class LowRank:
         error: bound on each singular value's error, absolute.
         residual: max over the triplets of ||A v - s u||, ||A^H u - s v||, relative to sigma_1; measured, not assumed.
         route: the algorithm that answered.
+        orthogonality: largest entry of |U^H U - 1| and |Vh Vh^H - 1|; measured.
     """
 
     U: Tensor
@@ -132,6 +133,7 @@ class LowRank:
     error: float
     residual: float
     route: str = ""
+    orthogonality: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,210 +1,158 @@
-"""Singular values and factors of dense matrices: the route is chosen from the shape, the error is always told."""
+"""Factors of a dense matrix: the best route for the wanted rank, with the residual measured on every answer."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netspectra.errors import NotDecomposable
+from netspectra.linalg.chebyshev import by_chebyshev
+from netspectra.linalg.matrix import U64, as_matrix, binary_exponent, row_chunks, widen
 from netspectra.linalg.operator import LowRank
 from netspectra.linalg.spectrum import Spectrum
+from netspectra.linalg.subspace import Factors, by_full, by_gram, by_krylov, by_lanczos, by_randomized, quality
+from netspectra.linalg.values import svdvals, union
 
-__all__ = ["svd", "svdvals", "union"]
+__all__ = ["Method", "rank_for", "svd", "svdvals", "union"]
 
-U64 = 2.0**-53
-CHUNK_BYTES = 64 << 20
-DIRECT = 96  # short sides up to this go straight to a float64 SVD: measured never slower than 0.9x
+Method = Literal["auto", "lanczos", "chebyshev", "gram", "full", "randomized", "krylov"]
+LANCZOS_UP_TO = 16  # triplets; beyond, one Gram matrix is cheaper than many products
+FILTER_FROM = 1536  # short side from which filtering beats the eigenvectors of a Gram matrix, for k up to a 16th of it
+SMALL = 128  # short sides up to this are decomposed in full
 
 
-def svdvals(A: Any, *, accuracy: float = 1e-6, device: str | torch.device | None = None) -> Spectrum:
-    """Every singular value of a matrix, each with a bound on its error.
+def svd(
+    A: Any,
+    *,
+    k: int | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    method: Method = "auto",
+    tolerance: float | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> LowRank:
+    """Leading singular triplets: k of them, or as many as a share of the energy or a relative error asks for.
 
-    The matrix is scaled by a power of two (exact), checked for NaN and Inf, and its float64 Gram matrix on the short
-    side is accumulated in row chunks; the square roots of its eigenvalues are the singular values. An eigenvalue is
-    off by at most delta = 8 sqrt(n) u lambda_1 (u = 2^-53; a bound that is tested on a zoo of matrices, not derived),
-    so a value by at most min(delta / sigma, sqrt(delta)). Where that is more than ``accuracy`` allows, the matrix is
-    reduced by QR to a triangle and its float64 SVD is taken instead.
+    Routes, told in ``LowRank.route``: Golub-Kahan-Lanczos for k <= 16; beyond, up to a quarter of the short side, a
+    Gram matrix and its leading eigenvectors (by Chebyshev filtering where it is large and k small) with Rayleigh-Ritz
+    in A; else a full SVD. The residual
+
+        max_i max(||A v_i - s_i u_i||, ||A^H u_i - s_i v_i||) / s_1
+
+    is measured on every answer. Where it exceeds ``tolerance`` more effort follows (float64 in the Gram matrix, more
+    power iterations) and at last the full SVD, and the route says so. A small residual proves that the triplets are
+    singular triplets, not that none was skipped; with ``randomized`` and ``krylov`` skipping is possible in principle.
 
     Args:
-        A: two-dimensional tensor or array, any floating or complex dtype, any layout.
-        accuracy: largest relative error wanted of each value above the rounding floor of the stored dtype.
+        A: a matrix as `svdvals` takes it; stored in 32 bits or fewer it is factored in float32.
+        k: number of triplets; all of them if nothing is asked.
+        energy: smallest k whose squared values are this share of all.
+        error: smallest k with ||A - U S Vh||_F <= error ||A||_F.
+        method: force a route; ``randomized`` (Halko, Martinsson & Tropp 2011, arXiv:0909.4061) and ``krylov``
+            (Musco & Musco 2015, arXiv:1504.05477) start from random blocks.
+        tolerance: residual wanted; 1e-5, or 1e-10 for float64.
+        seed: of the random start.
         device: where to compute; by default where ``A`` is.
 
     Returns:
-        A `Spectrum` with min(m, n) values; ``error`` is absolute, one number a value.
+        `LowRank` with measured ``residual`` and ``orthogonality``; ``error`` bounds how far each value is from *a*
+        singular value.
 
     Raises:
-        NotDecomposable: NaN or Inf inside, not a matrix, or a dtype without numbers to speak of.
-
-    Cost: about (m n^2 + 4/3 n^3) float64 operations and 24 n^2 bytes beside the input, n the short side.
-
-    >>> import torch
-    >>> s = svdvals(torch.diag(torch.tensor([3.0, 2.0, 0.5])))
-    >>> [round(v, 12) for v in s.values.tolist()]
-    [3.0, 2.0, 0.5]
-    """
-    started = time.perf_counter()
-    A, name = _matrix(A, device)
-    m, n = A.shape
-    if min(m, n) == 0:
-        return Spectrum(np.zeros(0), (m, n), 0.0, np.zeros(0), dtype=name, route="empty")
-    exponent = _exponent(A)
-    if exponent is None:
-        zero = np.zeros(min(m, n))
-        return Spectrum(zero, (m, n), 0.0, zero.copy(), dtype=name, route="zero")
-    tall = A if m >= n else A.mT
-    spectrum = _scaled_svdvals(tall, exponent, accuracy, name)
-    values, error = np.ldexp(spectrum.values, exponent), np.ldexp(spectrum.error, exponent)
-    frobenius2 = spectrum.frobenius2 * 4.0**exponent if abs(exponent) < 500 else float(np.sum(values**2))
-    return Spectrum(
-        values, (m, n), frobenius2, error, dtype=name, route=spectrum.route, seconds=time.perf_counter() - started
-    )
-
-
-def union(spectra: Sequence[Spectrum], shape: tuple[int, int]) -> Spectrum:
-    """Spectrum of the block-diagonal matrix of ``shape`` whose blocks have these spectra."""
-    values = np.concatenate([s.values for s in spectra])
-    order = np.argsort(-values, kind="stable")
-    missing = min(shape) - len(values)
-    return Spectrum(
-        np.concatenate([values[order], np.zeros(missing)]),
-        shape,
-        sum(s.frobenius2 for s in spectra),
-        np.concatenate([np.concatenate([s.error for s in spectra])[order], np.zeros(missing)]),
-        dtype=spectra[0].dtype,
-        route=spectra[0].route,
-        seconds=sum(s.seconds for s in spectra),
-    )
-
-
-def svd(A: Any, *, k: int | None = None, device: str | torch.device | None = None) -> LowRank:
-    """The leading k singular triplets, with the residual measured.
+        NotDecomposable: as `svdvals`.
+        ValueError: more than one of k, energy, error, or a share outside (0, 1].
 
     >>> import torch
     >>> f = svd(torch.outer(torch.ones(4), torch.ones(3)), k=1)
     >>> round(float(f.S[0]), 6), round(f.relative_error, 6)
     (3.464102, 0.0)
     """
-    A, _ = _matrix(A, device)
-    exponent = _exponent(A) or 0
-    X = _widen(A, exponent)
-    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
-    frobenius2 = float(torch.sum(S**2))
-    k = len(S) if k is None else min(k, len(S))
-    U, S, Vh = U[:, :k], S[:k], Vh[:k]
-    top = float(S[0]) if k else 1.0
-    residual = max(
-        (float((X @ Vh.mH - U * S).norm(dim=0).max()) if k else 0.0),
-        (float((X.mH @ U - Vh.mH * S).norm(dim=0).max()) if k else 0.0),
-    )
-    bound = max(residual, 4 * math.sqrt(max(A.shape)) * U64 * top)
+    if sum(x is not None for x in (k, energy, error)) > 1:
+        raise ValueError("give one of k, energy, error")
+    A = as_matrix(A, device)
+    m, n = A.shape
+    exponent = binary_exponent(A) or 0
+    if energy is not None or error is not None:
+        k = rank_for(svdvals(A), energy=energy, error=error)
+    rank = min(m, n) if k is None else max(0, min(k, m, n))
+    narrow = A.dtype not in (torch.float64, torch.complex128) and abs(exponent) < 100
+    wanted = tolerance if tolerance is not None else (1e-5 if narrow else 1e-10)
+    X = _working(A, exponent, narrow)
+    tall = X if m >= n else X.mH
+    found, route = _factors(tall, rank, method, wanted, seed)
+    residual, orthogonality = quality(tall, found)
+    U, S, Vh = found if m >= n else (found[2].mH, found[1], found[0].mH)
     factor = 2.0**exponent
-    return LowRank(
-        U, S * factor, Vh, frobenius2 * factor * factor, bound * factor, residual / (top or 1.0), "float64 svd"
-    )
+    frobenius2 = math.fsum(float(torch.linalg.vector_norm(widen(c, exponent))) ** 2 for c in row_chunks(A))
+    top = float(S[0]) if rank else 0.0
+    unit = float(torch.finfo(X.dtype).eps) / 2
+    bound = (residual + (4 * math.sqrt(max(m, n, 1)) + 8) * max(unit, U64)) * top
+    return LowRank(U, S * factor, Vh, frobenius2 * factor * factor, bound * factor, residual, route, orthogonality)
 
 
-def _matrix(A: Any, device: str | torch.device | None) -> tuple[Tensor, str]:
-    """Bring the input into the shape the routes expect: a strided matrix; say the name of its stored dtype."""
-    if not isinstance(A, Tensor):
-        A = torch.as_tensor(np.asarray(A))
-    A = A.detach()
-    if A.dim() != 2:
-        raise NotDecomposable(f"a matrix has two dimensions, this has shape {tuple(A.shape)}")
-    if not (A.is_floating_point() or A.is_complex()):
-        raise NotDecomposable(f"{str(A.dtype).removeprefix('torch.')} numbers are codes or indices, not weights")
-    if A.layout != torch.strided:
-        A = A.to_dense()
-    return (A if device is None else A.to(device)), str(A.dtype).removeprefix("torch.")
+def rank_for(spectrum: Spectrum, *, energy: float | None = None, error: float | None = None) -> int:
+    """Smallest rank that keeps this share of the energy, or leaves at most this relative Frobenius error.
+
+    >>> import torch
+    >>> rank_for(svdvals(torch.diag(torch.tensor([3.0, 1.0, 0.1]))), energy=0.9)
+    2
+    """
+    if energy is None:
+        assert error is not None
+        energy = 1.0 - error * error
+    if not 0.0 <= energy <= 1.0:
+        raise ValueError(f"a share lies between 0 and 1, got {energy}")
+    left = np.append(np.cumsum(spectrum.energies[::-1])[::-1], 0.0)  # summed from the small end: no cancellation
+    return int(np.argmax(left <= (1.0 - energy) * left[0]))
 
 
-def _exponent(A: Tensor) -> int | None:
-    """Power of two that brings the largest entry into [0.5, 1); None for a zero matrix; refuses NaN and Inf."""
-    largest = 0.0
-    for chunk in _chunks(A):
-        top = float(torch.linalg.vector_norm(_wide(chunk), ord=math.inf))
-        if not math.isfinite(top):
-            raise NotDecomposable("contains NaN or Inf")
-        largest = max(largest, top)
-    return math.frexp(largest)[1] if largest else None
+def _working(A: Tensor, exponent: int, narrow: bool) -> Tensor:
+    """2^-exponent A in the precision of the factors."""
+    if not narrow:
+        return widen(A, exponent)
+    return A.to(torch.complex64 if A.is_complex() else torch.float32) * 2.0**-exponent
 
 
-def _wide(chunk: Tensor) -> Tensor:
-    """float64 (or complex128) copy of a chunk."""
-    return chunk.to(torch.complex128 if chunk.is_complex() else torch.float64)
+def _factors(X: Tensor, k: int, method: Method, tolerance: float, seed: int) -> tuple[Factors, str]:
+    """Try the route, then what is slower and surer, until the residual holds."""
+    n = X.shape[1]
+    name = str(X.dtype).removeprefix("torch.")
+    attempts: list[tuple[str, Callable[[], Factors | None]]] = []
+    chosen = _choose(n, k, method)
+    if chosen == "lanczos":
+        attempts = [("Golub-Kahan", lambda: by_lanczos(X, k, tolerance, seed))]
+    elif chosen in ("gram", "chebyshev"):
+        if chosen == "chebyshev":
+            attempts.append(("Chebyshev filter", lambda: by_chebyshev(X, k, tolerance, seed)))
+        attempts.append((f"{name} Gram + Rayleigh-Ritz", lambda: by_gram(X, k, tolerance)))
+        if X.dtype in (torch.float32, torch.complex64):
+            attempts.append(("float64 Gram + Rayleigh-Ritz", lambda: by_gram(X, k, tolerance, wide=True)))
+    elif chosen == "randomized":
+        attempts = [("randomized", lambda: by_randomized(X, k, tolerance, seed))]
+    elif chosen == "krylov":
+        attempts = [("block Krylov", lambda: by_krylov(X, k, tolerance, seed))]
+    missed = ""
+    for route, attempt in attempts:
+        found = attempt()
+        if found is not None:
+            return found, route + missed
+        missed += f" ({route} missed {tolerance:.0e})"
+    return by_full(X, k), f"{name} SVD{missed}"
 
 
-def _widen(A: Tensor, exponent: int) -> Tensor:
-    """float64 copy of a chunk, times 2^-exponent (exact)."""
-    half = exponent // 2
-    return _wide(A) * 2.0**-half * 2.0 ** -(exponent - half)
-
-
-def _chunks(A: Tensor) -> Iterator[Tensor]:
-    """Row chunks of a few tens of megabytes of float64."""
-    rows = max(1, CHUNK_BYTES // (8 * max(1, A.shape[1])))
-    for start in range(0, A.shape[0], rows):
-        yield A[start : start + rows]
-
-
-def _scaled_svdvals(A: Tensor, exponent: int, accuracy: float, dtype: str) -> Spectrum:
-    """Spectrum of 2^-exponent A for a tall A."""
-    m, n = A.shape
-    if n <= DIRECT:
-        return _triangular(A, exponent, dtype)
-    gram, frobenius2 = _gram(A, exponent)
-    lam = _eigvalsh(gram)
-    del gram
-    lam1 = float(lam[0])
-    delta = 8 * math.sqrt(n) * U64 * lam1
-    values = np.sqrt(np.maximum(lam, 0.0))
-    error = np.minimum(delta / np.maximum(values, delta), math.sqrt(delta))
-    spectrum = Spectrum(values, (m, n), frobenius2, error, dtype=dtype, route="float64 Gram")
-    if np.any((error > accuracy * values) & (values + error > spectrum.floor)):
-        return _triangular(A, exponent, dtype)
-    return spectrum
-
-
-def _gram(A: Tensor, exponent: int) -> tuple[Tensor, float]:
-    """A^H A in float64, and its trace."""
-    n = A.shape[1]
-    if A.device.type != "cpu" or A.is_complex():
-        gram = torch.zeros((n, n), dtype=torch.complex128 if A.is_complex() else torch.float64, device=A.device)
-        for chunk in _chunks(A):
-            wide = _widen(chunk, exponent)
-            gram += wide.mH @ wide
-        return gram, float(gram.diagonal().real.sum())
-    total = np.zeros((n, n))
-    for chunk in _chunks(A):
-        wide = _widen(chunk, exponent).numpy()
-        total += wide.T @ wide  # numpy calls syrk here: half of a general product
-    return torch.from_numpy(total), float(np.trace(total))
-
-
-def _eigvalsh(gram: Tensor) -> np.ndarray:
-    """Eigenvalues, descending; by OpenBLAS below 2048 and by MKL from there on, whichever measured faster."""
-    if gram.device.type == "cpu" and gram.shape[0] < 2048:
-        return np.linalg.eigvalsh(gram.numpy())[::-1].copy()
-    return torch.linalg.eigvalsh(gram).cpu().numpy()[::-1].copy()
-
-
-def _triangular(A: Tensor, exponent: int, dtype: str) -> Spectrum:
-    """Reduce chunk after chunk to a triangle by QR, then a float64 SVD: backward stable in sigma_1."""
-    m, n = A.shape
-    R: Tensor | None = None
-    for chunk in _chunks(A):
-        wide = _widen(chunk, exponent)
-        stacked = wide if R is None else torch.cat([R, wide])
-        R = torch.linalg.qr(stacked, mode="r").R if stacked.shape[0] > n else stacked
-    assert R is not None
-    values = torch.linalg.svdvals(R).cpu().numpy()
-    bound = 8 * math.sqrt(max(m, n)) * U64 * float(values[0])
-    return Spectrum(
-        values, (m, n), float(np.sum(values**2)), np.full(len(values), bound), dtype=dtype, route="float64 SVD"
-    )
+def _choose(n: int, k: int, method: Method) -> Method:
+    """The route for k of n triplets."""
+    if k == 0 or n == 0:
+        return "full"
+    if method != "auto":
+        return method
+    if n <= SMALL or k > n // 4:
+        return "full"
+    if k <= LANCZOS_UP_TO:
+        return "lanczos"
+    return "chebyshev" if n >= FILTER_FROM and k <= n // 16 else "gram"

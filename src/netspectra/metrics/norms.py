@@ -36,7 +36,7 @@ def sigma_min(s: Spectrum) -> float:
 
 @metric("Spectral norm", formula="‖W‖₂ = σ₁", range="≥ 0", reference=TEXTBOOK, degree=1, needs="leading")
 def spectral_norm(s: Spectrum) -> float:
-    """The layer's Lipschitz constant in the Euclidean norm (for a convolution see the operator's)."""
+    """The layer's Lipschitz constant in the Euclidean norm; of a convolution, the unfolded kernel's."""
     return Value(s.sigma_max, error=float(s.error[0]))
 
 

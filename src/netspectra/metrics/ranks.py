@@ -111,7 +111,7 @@ def relative_error(s: Spectrum, k: int) -> float:
     Source: Eckart & Young 1936. Summed from the tail, so that a small error is not lost to cancellation.
 
     >>> import torch
-    >>> from netspectra.linalg.svd import svdvals
+    >>> from netspectra.linalg.values import svdvals
     >>> f"{relative_error(svdvals(torch.diag(torch.tensor([4.0, 3.0]))), 1):.1f}"
     '0.6'
     """

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from netspectra.linalg.threads import threads
 from netspectra.run.cost import cores, working_set
 from netspectra.weight import Weight
 
@@ -22,24 +22,9 @@ __all__ = ["LocalRun", "serial"]
 SLACK = 512 << 20
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold every linear algebra library to one thread, and give the setting back."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    with threadpool_limits(1):
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
 def serial(function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
     """One after another in this thread: the reference that every other engine must agree with."""
-    with one_blas_thread():
+    with threads(1):
         for weight in weights:
             yield weight, function(weight)
 
@@ -61,7 +46,7 @@ class LocalRun:
         queue = list(weights)
         budget = self.budget or max(map(working_set, queue), default=0) + SLACK
         workers = self.workers or cores()
-        with one_blas_thread():
+        with threads(1):
             pool = ThreadPoolExecutor(workers, "netspectra", _one_torch_thread)
             try:
                 yield from _drive(pool, function, queue, budget, workers)

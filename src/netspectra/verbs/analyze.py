@@ -7,17 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from netspectra.analysis import RELATIVE_ERROR, Analysis
 from netspectra.errors import InputRefused, NotDecomposable
-from netspectra.linalg.operator import BlockDiagonal
+from netspectra.linalg.batch import svdvals_batch
 from netspectra.linalg.spectrum import Spectrum
-from netspectra.linalg.svd import svdvals, union
+from netspectra.linalg.values import svdvals, union
 from netspectra.metrics import chosen, evaluate
 from netspectra.metrics.ranks import relative_error
 from netspectra.record import Record, Skipped, Value
 from netspectra.run import Run
 from netspectra.run.local import LocalRun
 from netspectra.runfile import RunFile
+from netspectra.verbs.convolution import operator_spectrum
 from netspectra.verdicts import judge
 from netspectra.version import __version__
 from netspectra.weight import Selection, Source, Weight
@@ -36,6 +40,7 @@ class AnalyzeOptions:
         include: patterns of weight names to take (glob, or ``re:`` and a regular expression); none means all.
         exclude: patterns to leave out.
         device: where to compute, as torch names it; None leaves each tensor where it is.
+        grid: input size along every dimension for which convolutions are taken as operators; None for a default.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -44,6 +49,7 @@ class AnalyzeOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     device: str | None = None
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -51,6 +57,8 @@ class AnalyzeOptions:
             raise InputRefused("--metrics names none; leave it out for all")
         if not 1e-12 <= self.accuracy <= 0.1:
             raise InputRefused(f"--accuracy {self.accuracy:g}: give a relative error between 1e-12 and 0.1")
+        if self.grid is not None and not 1 <= self.grid <= 4096:
+            raise InputRefused(f"--grid {self.grid}: give an input size between 1 and 4096")
         for k in self.ranks:
             if k < 1:
                 raise InputRefused(f"--rank {k}: a rank is at least 1")
@@ -122,7 +130,9 @@ def _left_out(source: Source, selection: Selection) -> list[Skipped]:
 def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
     """One weight's findings; what cannot be decomposed or read is skipped with the reason."""
     try:
-        spectrum = _spectrum(weight, options)
+        tensor = weight.part.load()
+        spectrum = _spectrum(weight, tensor, options)
+        operator = operator_spectrum(weight, tensor, spectrum, options.grid)
     except (NotDecomposable, InputRefused) as reason:
         return Skipped(weight.name, weight.part.shape, str(reason))
     metrics = evaluate(chosen(options.metrics), spectrum)
@@ -137,16 +147,29 @@ def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
         spectrum=spectrum,
         metrics=metrics,
         aliases=weight.aliases,
+        operator=operator,
         verdicts=judge(spectrum, metrics),
-        notes=weight.notes,
+        notes=(*weight.notes, *_remarks(spectrum, options)),
     )
 
 
-def _spectrum(weight: Weight, options: AnalyzeOptions) -> Spectrum:
-    operator = weight.operator(options.device)
-    if isinstance(operator, BlockDiagonal):
-        return union([svdvals(block, accuracy=options.accuracy) for block in operator.blocks], weight.shape)
-    return svdvals(operator.dense(), accuracy=options.accuracy)  # type: ignore[attr-defined]
+def _spectrum(weight: Weight, tensor: Tensor, options: AnalyzeOptions) -> Spectrum:
+    blocks = weight.layout.blocks(tensor if options.device is None else tensor.to(options.device))
+    if len(blocks) == 1:
+        return svdvals(blocks[0], accuracy=options.accuracy)
+    return union(svdvals_batch(blocks, accuracy=options.accuracy), weight.shape)
+
+
+def _remarks(spectrum: Spectrum, options: AnalyzeOptions) -> list[str]:
+    """What a reader should know about how the values were found."""
+    remarks = []
+    missed = (spectrum.error > options.accuracy * spectrum.values) & (spectrum.values + spectrum.error > spectrum.floor)
+    if missed.any():
+        worst = float(np.max(spectrum.error[missed] / np.maximum(spectrum.values[missed], 1e-300)))
+        remarks.append(f"{missed.sum()} values are known less well than asked: to {worst:.1e}, relative")
+    if options.device is not None and options.device.startswith("mps"):
+        remarks.append("mps has no float64: computed on the cpu")
+    return remarks
 
 
 def _attached(finding: Record | Skipped, weight: Weight) -> Record | Skipped:

@@ -102,6 +102,9 @@ def analyze(
     include: Include = None,
     exclude: Exclude = None,
     accuracy: Annotated[float, typer.Option(help="Largest relative error of a singular value.")] = 1e-6,
+    grid: Annotated[
+        int | None, typer.Option(metavar="N", help="Input size for convolutions as operators.", show_default="by kind")
+    ] = None,
     workers: Workers = 0,
     device: Device = None,
     strict: Strict = False,
@@ -123,6 +126,7 @@ def analyze(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         device=device,
+        grid=grid,
         workers=workers,
         quiet=quiet,
         known=tuple(fail_on or ()),
