@@ -55,7 +55,7 @@ def save_figure(figure: go.Figure, path: Path) -> None:
     """Write a figure by suffix: self-contained ``.html``, or an image through kaleido."""
     suffix = path.suffix.lower()
     if suffix == ".html":
-        figure.write_html(path, include_plotlyjs=True)
+        figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False, "showSendToCloud": False})
         return
     if suffix not in (".png", ".svg", ".pdf"):
         raise InputRefused(f"{path}: cannot draw {suffix!r}; there are .html, .png, .svg and .pdf")
