@@ -61,7 +61,7 @@ def large_report() -> dict[str, float]:
         weight["spectrum"]["values"] = (values.numpy() ** (1 + i / 600) * (1 + i / 300)).tolist()
         weight["spectrum"]["error"] = 1e-12
     from netspectra.analysis import glossary
-    from netspectra.faces.html import render
+    from netspectra.report import render
 
     started = time.perf_counter()
     page = render(document, glossary(small.metric_names))

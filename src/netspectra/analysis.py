@@ -148,7 +148,7 @@ class Analysis:
 
     def to_html(self) -> str:
         """The self-contained report as text."""
-        from netspectra.faces.html import render
+        from netspectra.report import render
 
         return render(self.to_dict(), glossary(self.metric_names))
 

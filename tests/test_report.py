@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netspectra.faces.html import render
-from netspectra.faces.html.curves import decimate, index_grid, rounded
-from netspectra.faces.html.page import encode
-from netspectra.faces.html.payload import payload
+from netspectra.report import render
+from netspectra.report.curves import decimate, index_grid, rounded
+from netspectra.report.page import encode
+from netspectra.report.payload import payload
 
 GLOSSARY: list[dict[str, str]] = [
     {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from netspectra.faces.html.curves import decimate, points_for, rounded
+from netspectra.report.curves import decimate, points_for, rounded
 
 __all__ = ["payload"]
 

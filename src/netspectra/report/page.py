@@ -11,7 +11,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from netspectra.faces.html.payload import payload
+from netspectra.report.payload import payload
 
 __all__ = ["content_policy", "encode", "render"]
 
@@ -94,4 +94,4 @@ def _digest(text: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("netspectra.faces.html").joinpath("assets", name).read_text(encoding="utf-8").replace("\r\n", "\n")
+    return files("netspectra.report").joinpath("assets", name).read_text(encoding="utf-8").replace("\r\n", "\n")
