@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,17 +31,35 @@ class Timing:
         return f"{self.median:.4g} s ({min(self.seconds):.4g} .. {max(self.seconds):.4g})"
 
 
-def in_turn(peers: Mapping[str, Callable[[], Any]], rounds: int = 5, warm: bool = True) -> dict[str, Timing]:
-    """Time the peers in one process, A B A B ..., so that a drift of the machine's speed meets all of them."""
+def in_turn(
+    peers: Mapping[str, Callable[[], Any]],
+    rounds: int = 5,
+    *,
+    warm: bool = True,
+    budget: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time the peers in one process, A B A B ..., so that a drift of the machine's speed meets all of them.
+
+    Args:
+        peers: what to run, by name.
+        rounds: how many of each.
+        warm: run each once before, uncounted.
+        budget: seconds after which no further round begins.
+        clock: wall seconds by default; ``time.process_time`` on a machine that others use too.
+    """
     if warm:
         for peer in peers.values():
             peer()
     seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
+    begun = time.perf_counter()
+    for done in range(rounds):
+        if done and (time.perf_counter() - begun) * (done + 1) / done > budget:
+            break
         for name, peer in peers.items():
-            started = time.perf_counter()
+            started = clock()
             peer()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
