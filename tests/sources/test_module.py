@@ -36,6 +36,8 @@ MODELS = {
     "sequential": lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 2)),
     "spectral norm": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5))),
     "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+    "old weight norm": lambda: nn.utils.weight_norm(nn.Linear(6, 5)),
+    "old spectral norm": lambda: nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)),
     "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(6, 5)),
     "attention": lambda: nn.MultiheadAttention(8, 2),
     "lstm": lambda: nn.LSTM(4, 3),
@@ -70,6 +72,17 @@ def test_parametrized_weights_are_the_effective_ones():
     assert record.name == "weight"
     assert record.spectrum.sigma_max == pytest.approx(float(torch.linalg.svdvals(layer.weight.detach())[0]), rel=1e-6)
     assert record.spectrum.sigma_max == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_older_norms_give_the_effective_weight(norm):
+    torch.manual_seed(0)
+    layer = norm(nn.Linear(30, 20)).eval()
+    layer(torch.randn(1, 30))
+    [record] = ns.analyze(layer)
+    assert record.name == "weight"
+    assert record.spectrum.sigma_max == pytest.approx(float(torch.linalg.svdvals(layer.weight.detach())[0]), rel=1e-5)
 
 
 def test_lazy_meta_and_quantized_are_told():

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.registry import Registry
 from netspectra.sources.guard import GUARD, printable, refuse
+from netspectra.sources.hub import fetched, looks_like_id
 from netspectra.views import Context, view
 from netspectra.weight import Source, TensorRef
 
@@ -68,7 +69,7 @@ def open(origin: Any) -> Source:
     if isinstance(origin, Source):
         return origin
     if isinstance(origin, str | os.PathLike):
-        return _open_path(Path(origin))
+        return _open_path(os.fspath(origin))
     torch = sys.modules.get("torch")
     if torch is not None:
         from netspectra.sources.module import open_mapping, open_module
@@ -82,14 +83,16 @@ def open(origin: Any) -> Source:
     )
 
 
-def _open_path(path: Path) -> Source:
-    path = path.expanduser()
+def _open_path(origin: Path | str) -> Source:
+    path = Path(origin).expanduser()
     try:
         there = path.exists()
     except (OSError, ValueError) as wrong:
         raise InputRefused(f"{printable(str(path))}: cannot be a path: {wrong}") from None
     if not there:
-        refuse(path, "no such file or folder")
+        if not looks_like_id(str(origin)):
+            refuse(path, "no such file or folder")
+        path = fetched(str(origin))
     if not path.is_dir():
         GUARD.regular(path)
     for reader in FORMATS.values():
@@ -98,7 +101,7 @@ def _open_path(path: Path) -> Source:
             tensors = tuple(reader.tensors(path))
             weights, skipped = view(tensors, Context(config=reader.config(path)))
             identify = partial(_identify, reader, path, tensors)
-            return Source(str(path), reader.name, tensors, tuple(weights), tuple(skipped), identify)
+            return Source(str(origin), reader.name, tensors, tuple(weights), tuple(skipped), identify)
     refuse(path, _diagnosis(path))
 
 

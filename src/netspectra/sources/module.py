@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from netspectra.errors import InputRefused
 from netspectra.views import Context, view
-from netspectra.weight import Index, Source, TensorRef
+from netspectra.weight import Index, Loader, Source, TensorRef
 
 __all__ = ["open_mapping", "open_module"]
 
@@ -49,6 +51,24 @@ class Parametrized:
         return found[index] if index else found
 
 
+@dataclass(frozen=True, eq=False)
+class Hooked:
+    """The value that a weight_norm or spectral_norm hook gives, with no power iteration, so that no buffer moves."""
+
+    module: nn.Module
+    hook: WeightNorm | SpectralNorm
+
+    def __call__(self, index: Index = ()) -> Tensor:
+        """Evaluate the hook and give ``tensor[index]``."""
+        with torch.no_grad():
+            if isinstance(self.hook, WeightNorm):
+                found = self.hook.compute_weight(self.module)
+            else:
+                found = self.hook.compute_weight(self.module, do_power_iteration=False)
+        found = found.detach()
+        return found[index] if index else found
+
+
 def open_module(module: nn.Module) -> Source:
     """View a live module's parameters, by effective value where they are parametrized."""
     refs: list[TensorRef] = []
@@ -57,13 +77,19 @@ def open_module(module: nn.Module) -> Source:
         facts = _facts(child)
         if parametrize.is_parametrized(child):
             for attribute in child.parametrizations:  # type: ignore[union-attr]
-                refs.append(_parametrized(f"{dot}{attribute}", child, attribute, facts))
+                refs.append(_effective(f"{dot}{attribute}", Parametrized(child, attribute), facts))
         if isinstance(child, parametrize.ParametrizationList) or ".parametrizations." in f".{dot}":
             continue
+        hooked = _hooked(child)
+        for attribute, loader in hooked.items():
+            refs.append(_effective(f"{dot}{attribute}", loader, facts))
+        parts = tuple(f"{attribute}_{part}" for attribute in hooked for part in ("g", "v", "orig", "u"))
         for name, parameter in child.named_parameters(recurse=False, remove_duplicate=False):
-            refs.append(_ref(f"{dot}{name}", parameter, facts))
+            if name not in parts:
+                refs.append(_ref(f"{dot}{name}", parameter, facts))
         for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False):
-            refs.append(_ref(f"{dot}{name}", buffer, {**facts, "buffer": True}))
+            if name not in parts:
+                refs.append(_ref(f"{dot}{name}", buffer, {**facts, "buffer": True}))
     return _source(type(module).__name__, "module", tuple(refs))
 
 
@@ -128,8 +154,16 @@ def _identity(tensor: Tensor) -> Hashable:
     return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-def _parametrized(name: str, module: nn.Module, attribute: str, facts: Mapping[str, Any]) -> TensorRef:
-    loader = Parametrized(module, attribute)
+def _hooked(module: nn.Module) -> dict[str, Loader]:
+    """Weights that the hooks of the older weight_norm and spectral_norm recompute before every forward."""
+    return {
+        hook.name: Hooked(module, hook)
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm | SpectralNorm)
+    }
+
+
+def _effective(name: str, loader: Loader, facts: Mapping[str, Any]) -> TensorRef:
     value = loader()
     return TensorRef(name, tuple(value.shape), _dtype(value), loader, {**facts, "parametrized": True})
 
