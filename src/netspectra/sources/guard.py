@@ -42,6 +42,9 @@ class Guard:
         name_bytes: longest tensor name.
         numel: most numbers in one tensor.
         shards: most files of one checkpoint.
+        records: most records of a zip archive.
+        pickle_steps: most opcodes of one pickle (about 35 a tensor).
+        containers: deepest nesting of dicts, lists and objects that is searched for tensors.
     """
 
     header_bytes: int = 100_000_000
@@ -50,6 +53,9 @@ class Guard:
     name_bytes: int = 65_536
     numel: int = 2**50
     shards: int = 10_000
+    records: int = 1_000_000
+    pickle_steps: int = 5_000_000
+    containers: int = 64
 
     def regular(self, path: Path) -> int:
         """Size of ``path``, which must be a regular, readable file: no FIFO, device or folder is ever opened."""
