@@ -54,7 +54,7 @@ class Guard:
     numel: int = 2**50
     shards: int = 10_000
     records: int = 1_000_000
-    pickle_steps: int = 5_000_000
+    pickle_steps: int = 3_000_000
     containers: int = 64
 
     def regular(self, path: Path) -> int:

@@ -420,11 +420,21 @@ def _recall(machine: _Machine, place: int) -> Any:
 
 
 OPERATIONS[b"p"] = lambda machine: _remember(machine, _decimal(machine))
-OPERATIONS[b"q"] = lambda machine: _remember(machine, machine.number(1))
 OPERATIONS[b"r"] = lambda machine: _remember(machine, machine.number(4))
 OPERATIONS[b"\x94"] = lambda machine: _remember(machine, len(machine.memo))
+
+
+@_operation(b"q")
+def _binput(machine: _Machine) -> None:
+    machine.memo[machine.number(1)] = machine.stack[-1]
+
+
+@_operation(b"h")
+def _binget(machine: _Machine) -> None:
+    machine.stack.append(_recall(machine, machine.number(1)))
+
+
 _pushes(b"g", lambda machine: _recall(machine, _decimal(machine)))
-_pushes(b"h", lambda machine: _recall(machine, machine.number(1)))
 _pushes(b"j", lambda machine: _recall(machine, machine.number(4)))
 
 # ---- names, calls, persistent ids ---------------------------------------------------------------------------------

@@ -97,11 +97,13 @@ def _reference(archive: Archive, folder: str, name: str, entry: Any, foreign: bo
     if not isinstance(meta, dict):
         return TensorRef(GUARD.name(path, name), (0,), "", Unread(), problem="an object, not a tensor")
     shape = GUARD.shape(path, name, _numbers(meta.get("sizes")))
-    stride = GUARD.shape(path, name, _numbers(meta.get("strides")))
-    offset = _numbers([meta.get("storage_offset")])
+    strides = meta.get("strides")
+    *stride, offset = _numbers([*(strides if isinstance(strides, list) else ()), meta.get("storage_offset")])
     code = meta.get("dtype")
     dtype = DTYPES.get(code, "") if type(code) is int else ""
-    if len(stride) != len(shape) or not offset or type(offset[0]) is not int or offset[0] < 0:
+    if len(stride) != len(shape) or not all(
+        type(step) is int and 0 <= step <= GUARD.numel for step in (*stride, offset)
+    ):
         refuse(path, "the entry gives no whole sizes, strides and offset", name)
     problem = ""
     if entry.get("use_pickle"):
@@ -120,7 +122,7 @@ def _reference(archive: Archive, folder: str, name: str, entry: Any, foreign: bo
     def place(storage: Storage) -> Extent:
         return extent
 
-    return reference(path, name, Pickled(shape, dtype, storage, offset[0], stride), place)
+    return reference(path, name, Pickled(shape, dtype, storage, offset, tuple(stride)), place)
 
 
 def _numbers(found: Any) -> Any:

@@ -160,10 +160,8 @@ def _refuse_empty(path: Path, root: Any, found: Found) -> None:
         refuse(path, f"holds a whole pickled module{at} ({kind}), which only its class can open; "
                      "where you trust the file, load it with torch and save model.state_dict()")  # fmt: skip
     if found.training:
-        refuse(
-            path,
-            f"holds training state ({', '.join(printable(name, 40) for name, _ in found.training[:5])}) and no weights",
-        )
+        names = ", ".join(printable(name, 40) for name, _ in found.training[:5])
+        refuse(path, f"holds training state ({names}) and no weights")
     kinds = {Table: "a dict", list: "a list", tuple: "a tuple"}
     kind = root.kind if isinstance(root, Inert) else kinds.get(type(root), type(root).__name__)
     refuse(path, f"holds no tensors ({kind}); save a state dict with torch.save(model.state_dict(), ...)")
