@@ -23,6 +23,7 @@ LINE = 4096
 INTEGER_BYTES = 1024
 ARGUMENTS = 64
 ATTRIBUTES = 256
+BATCH = 1024
 
 
 class Unreadable(ValueError):
@@ -78,7 +79,9 @@ class Inert:
 Meanings = Callable[[str], Callable[[tuple[Any, ...]], Any] | None]
 
 
-def unpickle(file: BinaryIO, limit: int, meanings: Meanings, persistent: Callable[[Any], Any]) -> Any:
+def unpickle(
+    file: BinaryIO, limit: int, meanings: Meanings, persistent: Callable[[Any], Any], steps: int = GUARD.pickle_steps
+) -> Any:
     """Read one pickle from where the file stands.
 
     Args:
@@ -86,13 +89,14 @@ def unpickle(file: BinaryIO, limit: int, meanings: Meanings, persistent: Callabl
         limit: most bytes that one pickle may have.
         meanings: what calls of known names make, from their arguments; these functions get untrusted arguments.
         persistent: what a persistent id (torch: a storage) stands for.
+        steps: most opcodes.
 
     Raises:
         Unreadable: the pickle is damaged or beyond the limits.
 
-    Cost: about a microsecond an opcode; at most ``GUARD.pickle_steps`` of them.
+    Cost: about a microsecond an opcode; at most ``steps`` of them.
     """
-    machine = _Machine(file, limit, meanings, persistent)
+    machine = _Machine(file, limit, meanings, persistent, steps)
     try:
         return machine.run()
     except IndexError:
@@ -106,7 +110,9 @@ def _broken(what: str) -> Unreadable:
 class _Machine:
     """The stack, the marks and the memo of one run."""
 
-    def __init__(self, file: BinaryIO, limit: int, meanings: Meanings, persistent: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, file: BinaryIO, limit: int, meanings: Meanings, persistent: Callable[[Any], Any], steps: int
+    ) -> None:
         self.file = file
         self.end = file.tell() + limit
         self.meanings = meanings
@@ -114,22 +120,26 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.steps = GUARD.pickle_steps
+        self.steps = self.most = steps
 
     def run(self) -> Any:
         """Step until STOP."""
-        read, operations = self.file.read, OPERATIONS
-        while True:
-            self.steps -= 1
-            if self.steps < 0:
-                raise Unreadable(f"the pickle has more than {GUARD.pickle_steps} steps")
-            code = read(1)
-            if code == b".":
-                return self.stack.pop()
-            operation = operations.get(code)
-            if operation is None:
-                raise _broken(f"unknown opcode {code!r}" if code else "it ends in the middle")
-            operation(self)
+        read, values, operations = self.file.read, VALUES, OPERATIONS
+        while self.steps > 0:
+            self.steps -= BATCH
+            for _ in range(BATCH):
+                code = read(1)
+                value = values.get(code)
+                if value is not None:
+                    self.stack.append(value(self))
+                    continue
+                if code == b".":
+                    return self.stack.pop()
+                operation = operations.get(code)
+                if operation is None:
+                    raise _broken(f"unknown opcode {code!r}" if code else "it ends in the middle")
+                operation(self)
+        raise Unreadable(f"the pickle has more than {self.most} steps")
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -207,6 +217,8 @@ class _Machine:
 
 Operation = Callable[[_Machine], None]
 OPERATIONS: dict[bytes, Operation] = {}
+# The opcodes that only push a value.
+VALUES: dict[bytes, Callable[[_Machine], Any]] = {}
 
 
 def _operation(*codes: bytes) -> Callable[[Operation], Operation]:
@@ -218,15 +230,6 @@ def _operation(*codes: bytes) -> Callable[[Operation], Operation]:
 
 
 # ---- numbers and texts -------------------------------------------------------------------------------------------
-
-
-def _pushes(code: bytes, value: Callable[[_Machine], Any]) -> None:
-    """Register an opcode that only pushes a value."""
-
-    def push(machine: _Machine) -> None:
-        machine.stack.append(value(machine))
-
-    OPERATIONS[code] = push
 
 
 def _decimal(machine: _Machine) -> int | bool:
@@ -287,36 +290,36 @@ def _raw_unicode(machine: _Machine) -> str:
         raise _broken("a text with broken escapes") from None
 
 
-_pushes(b"N", lambda machine: None)
-_pushes(b"\x88", lambda machine: True)
-_pushes(b"\x89", lambda machine: False)
-_pushes(b"I", _decimal)
-_pushes(b"L", _decimal)
-_pushes(b"J", lambda machine: machine.number(4, signed=True))
-_pushes(b"K", lambda machine: machine.number(1))
-_pushes(b"M", lambda machine: machine.number(2))
-_pushes(b"\x8a", lambda machine: _long(machine, machine.number(1)))
-_pushes(b"\x8b", lambda machine: _long(machine, machine.number(4, signed=True)))
-_pushes(b"F", _float_line)
-_pushes(b"G", lambda machine: struct.unpack(">d", machine.take(8))[0])
-_pushes(b"S", _quoted)
-_pushes(b"T", lambda machine: _old_text(machine, machine.number(4, signed=True)))
-_pushes(b"U", lambda machine: _old_text(machine, machine.number(1)))
-_pushes(b"V", _raw_unicode)
-_pushes(b"X", lambda machine: _unicode(machine, machine.number(4)))
-_pushes(b"\x8c", lambda machine: _unicode(machine, machine.number(1)))
-_pushes(b"\x8d", lambda machine: _unicode(machine, machine.number(8)))
-_pushes(b"B", lambda machine: machine.take(machine.number(4)))
-_pushes(b"C", lambda machine: machine.take(machine.number(1)))
-_pushes(b"\x8e", lambda machine: machine.take(machine.number(8)))
-_pushes(b"\x96", lambda machine: machine.take(machine.number(8)))
+VALUES[b"N"] = lambda machine: None
+VALUES[b"\x88"] = lambda machine: True
+VALUES[b"\x89"] = lambda machine: False
+VALUES[b"I"] = _decimal
+VALUES[b"L"] = _decimal
+VALUES[b"J"] = lambda machine: machine.number(4, signed=True)
+VALUES[b"K"] = lambda machine: machine.number(1)
+VALUES[b"M"] = lambda machine: machine.number(2)
+VALUES[b"\x8a"] = lambda machine: _long(machine, machine.number(1))
+VALUES[b"\x8b"] = lambda machine: _long(machine, machine.number(4, signed=True))
+VALUES[b"F"] = _float_line
+VALUES[b"G"] = lambda machine: struct.unpack(">d", machine.take(8))[0]
+VALUES[b"S"] = _quoted
+VALUES[b"T"] = lambda machine: _old_text(machine, machine.number(4, signed=True))
+VALUES[b"U"] = lambda machine: _old_text(machine, machine.number(1))
+VALUES[b"V"] = _raw_unicode
+VALUES[b"X"] = lambda machine: _unicode(machine, machine.number(4))
+VALUES[b"\x8c"] = lambda machine: _unicode(machine, machine.number(1))
+VALUES[b"\x8d"] = lambda machine: _unicode(machine, machine.number(8))
+VALUES[b"B"] = lambda machine: machine.take(machine.number(4))
+VALUES[b"C"] = lambda machine: machine.take(machine.number(1))
+VALUES[b"\x8e"] = lambda machine: machine.take(machine.number(8))
+VALUES[b"\x96"] = lambda machine: machine.take(machine.number(8))
 
 # ---- containers ---------------------------------------------------------------------------------------------------
 
-_pushes(b")", lambda machine: ())
-_pushes(b"]", lambda machine: [])
-_pushes(b"}", lambda machine: Table())
-_pushes(b"\x8f", lambda machine: [])
+VALUES[b")"] = lambda machine: ()
+VALUES[b"]"] = lambda machine: []
+VALUES[b"}"] = lambda machine: Table()
+VALUES[b"\x8f"] = lambda machine: []
 
 
 @_operation(b"(")
@@ -407,7 +410,7 @@ def _dup(machine: _Machine) -> None:
 
 
 def _remember(machine: _Machine, place: int) -> None:
-    if not 0 <= place <= GUARD.pickle_steps:
+    if not 0 <= place <= machine.most:
         raise _broken("a place beyond the memo")
     machine.memo[place] = machine.stack[-1]
 
@@ -429,13 +432,9 @@ def _binput(machine: _Machine) -> None:
     machine.memo[machine.number(1)] = machine.stack[-1]
 
 
-@_operation(b"h")
-def _binget(machine: _Machine) -> None:
-    machine.stack.append(_recall(machine, machine.number(1)))
-
-
-_pushes(b"g", lambda machine: _recall(machine, _decimal(machine)))
-_pushes(b"j", lambda machine: _recall(machine, machine.number(4)))
+VALUES[b"h"] = lambda machine: _recall(machine, machine.number(1))
+VALUES[b"g"] = lambda machine: _recall(machine, _decimal(machine))
+VALUES[b"j"] = lambda machine: _recall(machine, machine.number(4))
 
 # ---- names, calls, persistent ids ---------------------------------------------------------------------------------
 
@@ -447,11 +446,11 @@ def _global_lines(machine: _Machine) -> Global:
         raise _broken("a global name is not UTF-8") from None
 
 
-_pushes(b"c", _global_lines)
-_pushes(b"\x82", lambda machine: Global("copyreg", f"extension {machine.number(1)}"))
-_pushes(b"\x83", lambda machine: Global("copyreg", f"extension {machine.number(2)}"))
-_pushes(b"\x84", lambda machine: Global("copyreg", f"extension {machine.number(4, signed=True)}"))
-_pushes(b"P", lambda machine: machine.persistent(machine.line().decode("latin-1")))
+VALUES[b"c"] = _global_lines
+VALUES[b"\x82"] = lambda machine: Global("copyreg", f"extension {machine.number(1)}")
+VALUES[b"\x83"] = lambda machine: Global("copyreg", f"extension {machine.number(2)}")
+VALUES[b"\x84"] = lambda machine: Global("copyreg", f"extension {machine.number(4, signed=True)}")
+VALUES[b"P"] = lambda machine: machine.persistent(machine.line().decode("latin-1"))
 
 
 @_operation(b"\x93")

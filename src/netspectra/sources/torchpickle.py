@@ -94,7 +94,7 @@ def named(path: Path) -> Iterator[None]:
         refuse(path, str(wrong))
 
 
-def read(file: BinaryIO, limit: int, met: dict[str, Storage] | None = None) -> Any:
+def read(file: BinaryIO, limit: int, met: dict[str, Storage] | None = None, steps: int = GUARD.pickle_steps) -> Any:
     """Read one pickle of ``torch.save`` from where the file stands; ``met`` takes the storages it names, by key."""
 
     def remember(found: Any) -> Any:
@@ -103,7 +103,7 @@ def read(file: BinaryIO, limit: int, met: dict[str, Storage] | None = None) -> A
             met[storage.key] = storage
         return storage
 
-    return unpickle(file, min(limit, GUARD.header_bytes), meaning, remember)
+    return unpickle(file, min(limit, GUARD.header_bytes), meaning, remember, steps)
 
 
 def read_zip(path: Path, start: int = 0, length: int | None = None) -> tuple[Any, Place, Archive, str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA = ".metadata"
-CHUNKS = GUARD.pickle_steps // 16
+CHUNKS = GUARD.metadata_steps // 40
 Sizes = tuple[int, ...]
 
 
@@ -127,7 +127,7 @@ class Distributed:
         if size > GUARD.header_bytes:
             refuse(file, f"has {size} bytes, allowed are {GUARD.header_bytes}")
         with opened(file) as stream, named(file):
-            root = _state(read(stream, size))
+            root = _state(read(stream, size, steps=GUARD.metadata_steps))
             held = root.get("state_dict_metadata")
             infos = _infos(root.get("storage_data"))
             found = find(_tree(held, root.get("planner_data")), lambda value: isinstance(value, _Tensor))
