@@ -10,6 +10,7 @@ hashed, compared or printed; memory is bounded by the number of steps and the by
 from __future__ import annotations
 
 import codecs
+import gc
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,10 +98,15 @@ def unpickle(
     Cost: about a microsecond an opcode; at most ``steps`` of them.
     """
     machine = _Machine(file, limit, meanings, persistent, steps)
+    collecting = gc.isenabled()
+    gc.disable()  # nothing becomes garbage here, and looking for it would take most of the time
     try:
         return machine.run()
     except IndexError:
         raise Unreadable("the pickle is broken: it takes from an empty stack") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _broken(what: str) -> Unreadable:
