@@ -103,7 +103,7 @@ def _first(ref: TensorRef, context: Context) -> list[Weight] | str:
 
 
 def _unreadable(ref: TensorRef, context: Context) -> Answer:
-    return ref.problem or None
+    return (Routine(ref.problem) if ref.facts.get("routine") else ref.problem) or None
 
 
 def _not_numbers(ref: TensorRef, context: Context) -> Answer:

@@ -14,6 +14,7 @@ from typing import Any
 
 from netspectra.sources import FORMATS
 from netspectra.sources.guard import GUARD, refuse
+from netspectra.sources.sharded import shards
 from netspectra.sources.stored import StoredTensor, opened
 from netspectra.weight import ITEMSIZE, TensorRef
 
@@ -93,24 +94,7 @@ class Safetensors:
                 yield ref
 
     def _shards(self, index: Path) -> list[Path]:
-        weight_map = GUARD.read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            refuse(index, "has no weight_map")
-        names = list(dict.fromkeys(weight_map.values()))
-        if len(names) > GUARD.shards:
-            refuse(index, f"names {len(names)} files, allowed are {GUARD.shards}")
-        files = [GUARD.inside(index.parent, name) for name in names]
-        for file in files:
-            if not file.exists():
-                refuse(index, f"the shard {file.name} is missing; fetch the checkpoint again")
-        self._complete(index, weight_map, dict(zip(names, files, strict=True)))
-        return sorted(files)
-
-    def _complete(self, index: Path, weight_map: dict[str, str], files: dict[str, Path]) -> None:
-        held = {shard: {ref.name for ref in _header(file)} for shard, file in files.items()}
-        for tensor, shard in weight_map.items():
-            if tensor not in held[shard]:
-                refuse(index, f"says it is in {shard}, which does not hold it", tensor)
+        return shards(index, lambda file: [ref.name for ref in _header(file)])
 
 
 def _header(path: Path) -> Iterator[TensorRef]:
