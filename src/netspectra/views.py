@@ -159,7 +159,8 @@ def _fused_qkv(ref: TensorRef, context: Context) -> Answer:
     fused, inputs = ref.shape[axis], ref.shape[1 - axis]
     heads = context.size("num_attention_heads", "n_head", "n_heads", "num_heads")
     kv_heads = context.size("num_key_value_heads", "multi_query_group_num", "num_kv_heads")
-    if context.model_type in PER_HEAD and heads and fused % (3 * heads) == 0:
+    per_head = context.model_type in PER_HEAD and not ref.name.endswith("attn_qkv.weight")  # GGUF has them in order
+    if per_head and heads and fused % (3 * heads) == 0:
         shape = (heads, 3, fused // (3 * heads), inputs)
         rows = Layout(rows=(0, 1))
         return _letters(ref, {c: Part(ref, (slice(None), i), shape) for i, c in enumerate("qkv")}, layout=rows)
@@ -175,9 +176,12 @@ def _fused_qkv(ref: TensorRef, context: Context) -> Answer:
 
 
 def _fused_gate_up(ref: TensorRef, context: Context) -> Answer:
-    if len(ref.shape) != 2 or not re.search(r"(^|\.)gate_up_proj(\.weight)?$", ref.name) or ref.shape[0] % 2:
+    if len(ref.shape) != 2 or ref.shape[0] % 2:
         return None
     half = ref.shape[0] // 2
+    twice = ref.name.endswith(".ffn_up.weight") and half == context.size("intermediate_size")  # GGUF of Phi-3, GLM
+    if not twice and not re.search(r"(^|\.)gate_up_proj(\.weight)?$", ref.name):
+        return None
     return _letters(ref, _cuts(ref, 0, {"gate": half, "up": half}))
 
 
@@ -217,11 +221,11 @@ def _swap_tail(name: str, old: str, new: str) -> str:
 
 
 def _experts(ref: TensorRef, context: Context) -> Answer:
-    if len(ref.shape) != 3 or "expert" not in ref.name.lower():
+    if len(ref.shape) != 3 or not re.search(r"expert|_(ch)?exps(\.|$)", ref.name.lower()):
         return None
     count, a, b = ref.shape
     hidden = context.size("hidden_size", "d_model", "n_embd")
-    fused = re.search(r"gate_up_proj(\.weight)?$", ref.name) is not None
+    fused = re.search(r"gate_up_(proj|exps)(\.weight)?$", ref.name) is not None
     transposed = fused and a == hidden and b != hidden
     layout = Layout(rows=(1,)) if transposed else Layout()
     interleaved = context.model_type == "gpt_oss"
@@ -253,7 +257,8 @@ def _bilinear(ref: TensorRef, context: Context) -> Answer:
 
 TABLE = re.compile(r"(^|[._])(pos_embed\w*|position_embeddings?|rel_pos\w*|latents?|query_tokens)(\.weight)?$", re.I)
 EMBEDDING = re.compile(
-    r"(^|\.)(\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_embeddings|token_embd|shared|lm_head_embed)\.weight$", re.I
+    r"(^|\.)(\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_embeddings|\w+_embd|token_types|shared|lm_head_embed)\.weight$",
+    re.I,
 )
 
 

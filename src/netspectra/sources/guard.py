@@ -42,6 +42,13 @@ class Guard:
         name_bytes: longest tensor name.
         numel: most numbers in one tensor.
         shards: most files of one checkpoint.
+        entries: most key-value pairs of a header.
+        texts: most strings in the arrays of a header (a tokenizer's vocabulary).
+        nodes: most nodes of a graph.
+        nesting: deepest nesting of messages, subgraphs or groups.
+        directory_bytes: largest table of contents of a zip archive.
+        inflated_bytes: most bytes that packed data of any size may unpack to; beyond it ``inflation`` holds.
+        inflation: most bytes that a packed byte may unpack to.
     """
 
     header_bytes: int = 100_000_000
@@ -50,6 +57,13 @@ class Guard:
     name_bytes: int = 65_536
     numel: int = 2**50
     shards: int = 10_000
+    entries: int = 65_536
+    texts: int = 2_000_000
+    nodes: int = 250_000
+    nesting: int = 32
+    directory_bytes: int = 16_000_000
+    inflated_bytes: int = 2**26
+    inflation: int = 100
 
     def regular(self, path: Path) -> int:
         """Size of ``path``, which must be a regular, readable file: no FIFO, device or folder is ever opened."""
@@ -98,6 +112,11 @@ class Guard:
         if length > self.name_bytes:
             refuse(path, f"a tensor name has {length} bytes, allowed are {self.name_bytes}")
         return name
+
+    def inflates(self, path: Path, what: str, packed: int, size: int) -> None:
+        """Refuse packed data that claims to unpack to far more than it can honestly hold."""
+        if size > self.inflated_bytes and size > packed * self.inflation:
+            refuse(path, f"{packed} packed bytes claim to hold {size}; is it a decompression bomb?", what)
 
     def json(self, path: Path, text: bytes) -> dict[str, Any]:
         """Parse a JSON object strictly: UTF-8, no key twice, not too deep, no NaN."""
