@@ -199,25 +199,23 @@ def _input_first(ref: TensorRef, context: Context) -> bool:
 GATES = {4: ("i", "f", "g", "o"), 3: ("r", "z", "n")}
 
 
+RECURRENT = re.compile(r"(?P<head>^|.*[._])(?P<word>weight|w)_(?P<use>ih|hh|hr)(?P<tail>(_l\d+)?(_reverse)?)$")
+
+
 def _recurrent(ref: TensorRef, context: Context) -> Answer:
-    match = re.search(r"(^|\.)weight_(ih|hh|hr)(_l\d+)?(_reverse)?$", ref.name)
+    match = RECURRENT.match(ref.name)
     if not match or len(ref.shape) != 2:
         return None
-    if match[2] == "hr":
+    if match["use"] == "hr":
         return [Weight(ref.name, "rnn", Part(ref))]
-    state = ref.shape if match[2] == "hh" else context.shapes.get(_swap_tail(ref.name, "weight_ih", "weight_hh"))
+    shapes = {use: context.shapes.get(f"{match['head']}{match['word']}_{use}{match['tail']}") for use in ("hh", "hr")}
+    state = ref.shape if match["use"] == "hh" else shapes["hh"]
     outputs = ref.shape[0]
-    projected = _swap_tail(ref.name, f"weight_{match[2]}", "weight_hr") in context.shapes
-    ratio = 4 if projected else (outputs // state[1] if state and len(state) == 2 and state[1] else 0)
+    ratio = 4 if shapes["hr"] else (outputs // state[1] if state and len(state) == 2 and state[1] else 0)
     if ratio not in GATES or outputs % ratio:
         return [Weight(ref.name, "rnn", Part(ref))]
     kind = "lstm" if ratio == 4 else "gru"
     return _letters(ref, _cuts(ref, 0, dict.fromkeys(GATES[ratio], outputs // ratio)), kind)
-
-
-def _swap_tail(name: str, old: str, new: str) -> str:
-    head, _, tail = name.rpartition(old)
-    return f"{head}{new}{tail}"
 
 
 def _experts(ref: TensorRef, context: Context) -> Answer:
@@ -257,7 +255,8 @@ def _bilinear(ref: TensorRef, context: Context) -> Answer:
 
 TABLE = re.compile(r"(^|[._])(pos_embed\w*|position_embeddings?|rel_pos\w*|latents?|query_tokens)(\.weight)?$", re.I)
 EMBEDDING = re.compile(
-    r"(^|\.)(\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_embeddings|\w+_embd|token_types|shared|lm_head_embed)\.weight$",
+    r"(^|\.)(\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_embeddings|\w+_embd|token_types|shared|lm_head_embed)\.weight$"
+    r"|(^|[._])emb$",
     re.I,
 )
 

@@ -44,6 +44,7 @@ class Guard:
         shards: most files of one checkpoint.
         entries: most key-value pairs of a header.
         texts: most strings in the arrays of a header (a tokenizer's vocabulary).
+        text_bytes: longest text header of an array.
         nodes: most nodes of a graph.
         nesting: deepest nesting of messages, subgraphs or groups.
         directory_bytes: largest table of contents of a zip archive.
@@ -59,6 +60,7 @@ class Guard:
     shards: int = 10_000
     entries: int = 65_536
     texts: int = 2_000_000
+    text_bytes: int = 65_536
     nodes: int = 250_000
     nesting: int = 32
     directory_bytes: int = 16_000_000
