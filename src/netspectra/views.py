@@ -123,6 +123,12 @@ def _vector(ref: TensorRef, context: Context) -> Answer:
     return None
 
 
+def _scale(ref: TensorRef, context: Context) -> Answer:
+    return (
+        Routine("scales or zero points of quantized weights, used to decode them") if ref.facts.get("scale") else None
+    )
+
+
 def _buffer(ref: TensorRef, context: Context) -> Answer:
     return Routine("a buffer, not a parameter") if ref.facts.get("buffer") else None
 
@@ -175,6 +181,16 @@ def _fused_qkv(ref: TensorRef, context: Context) -> Answer:
     return _whole(ref, "fused query, key and value of unequal size, unknown without config.json: kept whole", layout)
 
 
+def _told_qkv(ref: TensorRef, context: Context) -> Answer:
+    """The source knows the sizes of query, key and value, as ONNX's fused attention does."""
+    sizes = ref.facts.get("qkv")
+    first = _input_first(ref, context)
+    if sizes is None or len(ref.shape) != 2 or len(sizes) != 3 or sum(sizes) != ref.shape[1 if first else 0]:
+        return None
+    layout = Layout(rows=(1,)) if first else Layout()
+    return _letters(ref, _cuts(ref, 1 if first else 0, dict(zip("qkv", sizes, strict=True))), layout=layout)
+
+
 def _fused_gate_up(ref: TensorRef, context: Context) -> Answer:
     if len(ref.shape) != 2 or ref.shape[0] % 2:
         return None
@@ -200,6 +216,32 @@ GATES = {4: ("i", "f", "g", "o"), 3: ("r", "z", "n")}
 
 
 RECURRENT = re.compile(r"(?P<head>^|.*[._])(?P<word>weight|w)_(?P<use>ih|hh|hr)(?P<tail>(_l\d+)?(_reverse)?)$")
+
+
+def _told_gates(ref: TensorRef, context: Context) -> Answer:
+    """The source knows the order of the gates: ONNX (direction, gate x hidden, input), Keras (input, gate x hidden)."""
+    gates = ref.facts.get("gates")
+    if not gates or len(ref.shape) not in (2, 3):
+        return None
+    first = bool(ref.facts.get("input_first"))
+    axis = len(ref.shape) - (1 if first else 2)
+    if ref.shape[axis] % len(gates):
+        return None
+    size = ref.shape[axis] // len(gates)
+    layout = Layout(rows=(1,)) if first else Layout()
+    kind = {4: "lstm", 3: "gru"}.get(len(gates), "rnn")
+    weights: list[Weight] = []
+    for direction in range(ref.shape[0] if len(ref.shape) == 3 else 1):
+        ways = {1: ("",), 2: ("[forward]", "[reverse]")}.get(ref.shape[0] if len(ref.shape) == 3 else 1)
+        way = ways[direction] if ways else f"[direction {direction}]"
+        for place, letter in enumerate(gates):
+            cut = (slice(None), slice(place * size, (place + 1) * size)) if first else (
+                slice(place * size, (place + 1) * size),
+            )  # fmt: skip
+            index = (direction, *cut) if len(ref.shape) == 3 else cut
+            name = f"{ref.name}{way}[{letter}]" if letter else f"{ref.name}{way}"
+            weights.append(Weight(name, kind, Part(ref, index), layout))
+    return weights
 
 
 def _recurrent(ref: TensorRef, context: Context) -> Answer:
@@ -290,11 +332,14 @@ def _matrix(ref: TensorRef, context: Context) -> Answer:
 
 RULES: tuple[Rule, ...] = (
     Rule("unreadable", _unreadable),
+    Rule("scale", _scale),
     Rule("not numbers", _not_numbers),
     Rule("vector", _vector),
     Rule("buffer", _buffer),
+    Rule("query, key, value by facts", _told_qkv),
     Rule("fused query, key, value", _fused_qkv),
     Rule("fused gate and up", _fused_gate_up),
+    Rule("gates by facts", _told_gates),
     Rule("recurrent", _recurrent),
     Rule("experts", _experts),
     Rule("bilinear", _bilinear),

@@ -15,7 +15,7 @@ import netspectra as ns
 def survives(path: Path, content: bytes) -> str:
     """Open and load whatever ``content`` is; give the one-line refusal, or an empty text where it was read."""
     path.write_bytes(content)
-    began = time.perf_counter()
+    began = time.process_time()
     said = ""
     try:
         for ref in ns.open(path).tensors:
@@ -24,19 +24,19 @@ def survives(path: Path, content: bytes) -> str:
     except ns.InputRefused as refusal:
         said = str(refusal)
         assert path.name in said and "\n" not in said and len(said) < 700, said
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     return said
 
 
 def refused(path: Path, content: bytes, expected: str) -> None:
     """``content`` is refused, in one line that says what is expected."""
     path.write_bytes(content)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ns.InputRefused) as refusal:
         ns.open(path)
     said = str(refusal.value)
     assert expected in said and path.name in said and "\n" not in said and len(said) < 700, said
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def cut(content: bytes, step: int = 1) -> Iterable[bytes]:

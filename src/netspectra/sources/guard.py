@@ -45,7 +45,7 @@ class Guard:
         entries: most key-value pairs of a header.
         texts: most strings in the arrays of a header (a tokenizer's vocabulary).
         text_bytes: longest text header of an array.
-        nodes: most nodes of a graph.
+        fields: most fields of protobuf messages that are looked at.
         nesting: deepest nesting of messages, subgraphs or groups.
         directory_bytes: largest table of contents of a zip archive.
         inflated_bytes: most bytes that packed data of any size may unpack to; beyond it ``inflation`` holds.
@@ -61,7 +61,7 @@ class Guard:
     entries: int = 65_536
     texts: int = 2_000_000
     text_bytes: int = 65_536
-    nodes: int = 250_000
+    fields: int = 1_000_000
     nesting: int = 32
     directory_bytes: int = 16_000_000
     inflated_bytes: int = 2**26
