@@ -123,6 +123,12 @@ def _vector(ref: TensorRef, context: Context) -> Answer:
     return None
 
 
+def _scale(ref: TensorRef, context: Context) -> Answer:
+    return (
+        Routine("scales or zero points of quantized weights, used to decode them") if ref.facts.get("scale") else None
+    )
+
+
 def _buffer(ref: TensorRef, context: Context) -> Answer:
     return Routine("a buffer, not a parameter") if ref.facts.get("buffer") else None
 
@@ -159,7 +165,8 @@ def _fused_qkv(ref: TensorRef, context: Context) -> Answer:
     fused, inputs = ref.shape[axis], ref.shape[1 - axis]
     heads = context.size("num_attention_heads", "n_head", "n_heads", "num_heads")
     kv_heads = context.size("num_key_value_heads", "multi_query_group_num", "num_kv_heads")
-    if context.model_type in PER_HEAD and heads and fused % (3 * heads) == 0:
+    per_head = context.model_type in PER_HEAD and not ref.name.endswith("attn_qkv.weight")  # GGUF has them in order
+    if per_head and heads and fused % (3 * heads) == 0:
         shape = (heads, 3, fused // (3 * heads), inputs)
         rows = Layout(rows=(0, 1))
         return _letters(ref, {c: Part(ref, (slice(None), i), shape) for i, c in enumerate("qkv")}, layout=rows)
@@ -174,10 +181,23 @@ def _fused_qkv(ref: TensorRef, context: Context) -> Answer:
     return _whole(ref, "fused query, key and value of unequal size, unknown without config.json: kept whole", layout)
 
 
+def _told_qkv(ref: TensorRef, context: Context) -> Answer:
+    """The source knows the sizes of query, key and value, as ONNX's fused attention does."""
+    sizes = ref.facts.get("qkv")
+    first = _input_first(ref, context)
+    if sizes is None or len(ref.shape) != 2 or len(sizes) != 3 or sum(sizes) != ref.shape[1 if first else 0]:
+        return None
+    layout = Layout(rows=(1,)) if first else Layout()
+    return _letters(ref, _cuts(ref, 1 if first else 0, dict(zip("qkv", sizes, strict=True))), layout=layout)
+
+
 def _fused_gate_up(ref: TensorRef, context: Context) -> Answer:
-    if len(ref.shape) != 2 or not re.search(r"(^|\.)gate_up_proj(\.weight)?$", ref.name) or ref.shape[0] % 2:
+    if len(ref.shape) != 2 or ref.shape[0] % 2:
         return None
     half = ref.shape[0] // 2
+    twice = ref.name.endswith(".ffn_up.weight") and half == context.size("intermediate_size")  # GGUF of Phi-3, GLM
+    if not twice and not re.search(r"(^|\.)gate_up_proj(\.weight)?$", ref.name):
+        return None
     return _letters(ref, _cuts(ref, 0, {"gate": half, "up": half}))
 
 
@@ -195,33 +215,57 @@ def _input_first(ref: TensorRef, context: Context) -> bool:
 GATES = {4: ("i", "f", "g", "o"), 3: ("r", "z", "n")}
 
 
+RECURRENT = re.compile(r"(?P<head>^|.*[._])(?P<word>weight|w)_(?P<use>ih|hh|hr)(?P<tail>(_l\d+)?(_reverse)?)$")
+
+
+def _told_gates(ref: TensorRef, context: Context) -> Answer:
+    """The source knows the order of the gates: ONNX (direction, gate x hidden, input), Keras (input, gate x hidden)."""
+    gates = ref.facts.get("gates")
+    if not gates or len(ref.shape) not in (2, 3):
+        return None
+    first = bool(ref.facts.get("input_first"))
+    axis = len(ref.shape) - (1 if first else 2)
+    if ref.shape[axis] % len(gates):
+        return None
+    size = ref.shape[axis] // len(gates)
+    layout = Layout(rows=(1,)) if first else Layout()
+    kind = {4: "lstm", 3: "gru"}.get(len(gates), "rnn")
+    weights: list[Weight] = []
+    for direction in range(ref.shape[0] if len(ref.shape) == 3 else 1):
+        ways = {1: ("",), 2: ("[forward]", "[reverse]")}.get(ref.shape[0] if len(ref.shape) == 3 else 1)
+        way = ways[direction] if ways else f"[direction {direction}]"
+        for place, letter in enumerate(gates):
+            cut = (slice(None), slice(place * size, (place + 1) * size)) if first else (
+                slice(place * size, (place + 1) * size),
+            )  # fmt: skip
+            index = (direction, *cut) if len(ref.shape) == 3 else cut
+            name = f"{ref.name}{way}[{letter}]" if letter else f"{ref.name}{way}"
+            weights.append(Weight(name, kind, Part(ref, index), layout))
+    return weights
+
+
 def _recurrent(ref: TensorRef, context: Context) -> Answer:
-    match = re.search(r"(^|\.)weight_(ih|hh|hr)(_l\d+)?(_reverse)?$", ref.name)
+    match = RECURRENT.match(ref.name)
     if not match or len(ref.shape) != 2:
         return None
-    if match[2] == "hr":
+    if match["use"] == "hr":
         return [Weight(ref.name, "rnn", Part(ref))]
-    state = ref.shape if match[2] == "hh" else context.shapes.get(_swap_tail(ref.name, "weight_ih", "weight_hh"))
+    shapes = {use: context.shapes.get(f"{match['head']}{match['word']}_{use}{match['tail']}") for use in ("hh", "hr")}
+    state = ref.shape if match["use"] == "hh" else shapes["hh"]
     outputs = ref.shape[0]
-    projected = _swap_tail(ref.name, f"weight_{match[2]}", "weight_hr") in context.shapes
-    ratio = 4 if projected else (outputs // state[1] if state and len(state) == 2 and state[1] else 0)
+    ratio = 4 if shapes["hr"] else (outputs // state[1] if state and len(state) == 2 and state[1] else 0)
     if ratio not in GATES or outputs % ratio:
         return [Weight(ref.name, "rnn", Part(ref))]
     kind = "lstm" if ratio == 4 else "gru"
     return _letters(ref, _cuts(ref, 0, dict.fromkeys(GATES[ratio], outputs // ratio)), kind)
 
 
-def _swap_tail(name: str, old: str, new: str) -> str:
-    head, _, tail = name.rpartition(old)
-    return f"{head}{new}{tail}"
-
-
 def _experts(ref: TensorRef, context: Context) -> Answer:
-    if len(ref.shape) != 3 or "expert" not in ref.name.lower():
+    if len(ref.shape) != 3 or not re.search(r"expert|_(ch)?exps(\.|$)", ref.name.lower()):
         return None
     count, a, b = ref.shape
     hidden = context.size("hidden_size", "d_model", "n_embd")
-    fused = re.search(r"gate_up_proj(\.weight)?$", ref.name) is not None
+    fused = re.search(r"gate_up_(proj|exps)(\.weight)?$", ref.name) is not None
     transposed = fused and a == hidden and b != hidden
     layout = Layout(rows=(1,)) if transposed else Layout()
     interleaved = context.model_type == "gpt_oss"
@@ -253,7 +297,9 @@ def _bilinear(ref: TensorRef, context: Context) -> Answer:
 
 TABLE = re.compile(r"(^|[._])(pos_embed\w*|position_embeddings?|rel_pos\w*|latents?|query_tokens)(\.weight)?$", re.I)
 EMBEDDING = re.compile(
-    r"(^|\.)(\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_embeddings|token_embd|shared|lm_head_embed)\.weight$", re.I
+    r"(^|\.)(\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_embeddings|\w+_embd|token_types|shared|lm_head_embed)\.weight$"
+    r"|(^|[._])emb$",
+    re.I,
 )
 
 
@@ -286,11 +332,14 @@ def _matrix(ref: TensorRef, context: Context) -> Answer:
 
 RULES: tuple[Rule, ...] = (
     Rule("unreadable", _unreadable),
+    Rule("scale", _scale),
     Rule("not numbers", _not_numbers),
     Rule("vector", _vector),
     Rule("buffer", _buffer),
+    Rule("query, key, value by facts", _told_qkv),
     Rule("fused query, key, value", _fused_qkv),
     Rule("fused gate and up", _fused_gate_up),
+    Rule("gates by facts", _told_gates),
     Rule("recurrent", _recurrent),
     Rule("experts", _experts),
     Rule("bilinear", _bilinear),

@@ -1,7 +1,7 @@
 """Zip archives whose records lie in the file as they are: where each begins, checked before anything is believed.
 
 Layout: APPNOTE.TXT of PKWARE, sections 4.3.6 to 4.3.16. Records are never extracted, so their names are only keys; a
-packed (deflated) record may be there, but is refused when it is asked for.
+packed (deflated) record may be there, but is refused when it is asked for (`members` inflates).
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class Archive:
             refuse(self.path, "does not match its checksum: the file is damaged; fetch it again", name)
         return found
 
-    def extent(self, name: str) -> Extent:
-        """Where a record's bytes lie; refused where it is missing, packed or encrypted."""
+    def extent(self, name: str, *, packed: bool = False) -> Extent:
+        """Where a record's bytes lie; refused where it is missing or encrypted, or packed unless that is expected."""
         record = self.records.get(name)
         if record is None:
             refuse(self.path, "the archive has no such record; fetch it again", name)
         if record.flags & 0x2041:
             refuse(self.path, "the record is encrypted", name)
-        if record.method or record.packed != record.size:
+        if not packed and (record.method or record.packed != record.size):
             refuse(self.path, "the record is packed, which torch.save never does; unpack and save it again", name)
         with opened(self.path) as file:
             file.seek(record.header)
@@ -101,9 +101,9 @@ class Archive:
             refuse(self.path, "the record is not where the directory says; the archive is damaged", name)
         names, extras = struct.unpack("<HH", local[26:30])
         offset = record.header + 30 + names + extras
-        if names != len(record.name) or offset + record.size > self._limits[record.header]:
+        if names != len(record.name) or offset + record.packed > self._limits[record.header]:
             refuse(self.path, "the record overlaps the next; the archive is damaged", name)
-        return Extent(offset, record.size, record.crc)
+        return Extent(offset, record.packed, record.crc)
 
     # ---- the directory --------------------------------------------------------------------------------------------
 

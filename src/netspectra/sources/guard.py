@@ -46,6 +46,13 @@ class Guard:
         pickle_steps: most opcodes of one pickle (about 35 a tensor; each costs a microsecond and up to 150 bytes).
         metadata_steps: the same for a distributed checkpoint's ``.metadata`` (about 60 a chunk).
         containers: deepest nesting of dicts, lists and objects that is searched for tensors.
+        entries: most key-value pairs of a header.
+        texts: most strings in the arrays of a header (a tokenizer's vocabulary).
+        text_bytes: longest text header of an array.
+        fields: most fields of protobuf messages that are looked at.
+        nesting: deepest nesting of messages, subgraphs or groups.
+        inflated_bytes: most bytes that packed data of any size may unpack to; beyond it ``inflation`` holds.
+        inflation: most bytes that a packed byte may unpack to.
     """
 
     header_bytes: int = 100_000_000
@@ -58,6 +65,13 @@ class Guard:
     pickle_steps: int = 3_000_000
     metadata_steps: int = 8_000_000
     containers: int = 64
+    entries: int = 65_536
+    texts: int = 2_000_000
+    text_bytes: int = 65_536
+    fields: int = 1_000_000
+    nesting: int = 32
+    inflated_bytes: int = 2**26
+    inflation: int = 100
 
     def regular(self, path: Path) -> int:
         """Size of ``path``, which must be a regular, readable file: no FIFO, device or folder is ever opened."""
@@ -106,6 +120,11 @@ class Guard:
         if length > self.name_bytes:
             refuse(path, f"a tensor name has {length} bytes, allowed are {self.name_bytes}")
         return name
+
+    def inflates(self, path: Path, what: str, packed: int, size: int) -> None:
+        """Refuse packed data that claims to unpack to far more than it can honestly hold."""
+        if size > self.inflated_bytes and size > packed * self.inflation:
+            refuse(path, f"{packed} packed bytes claim to hold {size}; is it a decompression bomb?", what)
 
     def json(self, path: Path, text: bytes) -> dict[str, Any]:
         """Parse a JSON object strictly: UTF-8, no key twice, not too deep, no NaN."""

@@ -16,7 +16,7 @@ from netspectra.weight import ITEMSIZE, Index
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["StoredTensor", "opened"]
+__all__ = ["StoredTensor", "leading", "opened"]
 
 
 @contextmanager
@@ -32,6 +32,22 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror or wrong}") from None
 
 
+def leading(index: Index, shape: tuple[int, ...]) -> tuple[slice, Index]:
+    """The run of rows (of the first axis) that ``index`` needs, and the index that is left to apply to that run.
+
+    >>> leading((3, 0), (5, 2)), leading((slice(1, 4), 0), (5, 2))
+    ((slice(3, 4, None), (0, 0)), (slice(1, 4, None), (slice(None, None, None), 0)))
+    """
+    size = shape[0] if shape else 1
+    if index and isinstance(index[0], int):
+        first = range(size)[index[0]]
+        return slice(first, first + 1), (0, *index[1:])
+    if index and isinstance(index[0], slice) and index[0].step in (None, 1):
+        first, stop, _ = index[0].indices(size)
+        return slice(first, max(first, stop)), (slice(None), *index[1:])
+    return slice(0, size), index
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A row-major tensor at an offset of a file; a `netspectra.weight.Loader` that holds no handle, so it pickles."""
@@ -45,12 +61,8 @@ class StoredTensor:
         """Read ``tensor[index]``: of the file only the rows that the first index selects."""
         import torch
 
-        first, rows, rest = 0, self.shape[0] if self.shape else 1, index
-        if index and isinstance(index[0], int):
-            first, rows, rest = index[0], 1, (0, *index[1:])
-        elif index and isinstance(index[0], slice) and index[0].step in (None, 1):
-            first, stop, _ = index[0].indices(self.shape[0])
-            rows, rest = max(0, stop - first), (slice(None), *index[1:])
+        cut, rest = leading(index, self.shape)
+        first, rows = cut.start, cut.stop - cut.start
         inner = math.prod(self.shape[1:])
         row_bytes = inner * ITEMSIZE[self.dtype]
         data = torch.empty(rows * row_bytes, dtype=torch.uint8)
