@@ -134,10 +134,6 @@ def _diagnosis(path: Path) -> str:
 _MAGIC = {
     b"PK\x03\x04": "a zip archive (a PyTorch .pt, .npz or .keras file?)",
     b"\x80": "a pickle, or a legacy PyTorch file",
-    b"GGUF": "a GGUF file",
-    b"\x93NUMPY": "a NumPy .npy file",
-    b"\x89HDF": "an HDF5 file",
-    b"\x08": "perhaps an ONNX file",
 }
 
 SAMPLES = 256

@@ -130,7 +130,7 @@ class Onnx:
             if use:
                 name = module_name(graph, use.node, [raw_name, *use.names[1:]], _suffix(use), names)
                 names.add(name)
-            facts = {} if name == raw_name else {"raw_name": raw_name}
+            facts: dict[str, Any] = {} if name == raw_name else {"raw_name": raw_name}
             if value in helpers:
                 facts["scale"] = True
             yield _ref(graph, name, held, use, facts)
