@@ -95,6 +95,38 @@ def test_lstm_with_projection():
     assert names == [f"weight_{x}_l0[{c}]" for x in ("ih", "hh") for c in "ifgo"] + ["weight_hr_l0"]
 
 
+@pytest.mark.parametrize("shape,first,count", [((2, 12, 5), False, 2), ((1, 12, 5), False, 1), ((5, 12), True, 1)])
+def test_gates_that_the_source_tells(shape, first, count):
+    w = torch.randn(shape)
+    weights, _ = viewed("cell", w, gates=("z", "r", "n"), input_first=first)
+    ways = ("[forward]", "[reverse]") if count == 2 else ("",)
+    assert [x.name for x in weights] == [f"cell{way}[{c}]" for way in ways for c in "zrn"]
+    whole = torch.cat([matrix(x) for x in weights])
+    assert torch.equal(whole.T if first else whole.reshape(shape), w)
+
+
+def test_recurrent_names_of_arrays():
+    w, u = torch.randn(12, 5), torch.randn(12, 4)
+    weights, _ = viewed("enc_w_ih", w, others=[ref("enc_w_hh", u)])
+    assert [x.name for x in weights] == [f"enc_w_ih[{c}]" for c in "rzn"]
+    assert torch.equal(torch.cat([matrix(x) for x in weights]), w)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_query_key_value_that_the_source_tells(first):
+    w = torch.randn(4, 9) if first else torch.randn(9, 4)
+    weights, _ = viewed("fused", w, qkv=(2, 3, 4), input_first=first)
+    assert [x.shape for x in weights] == [(2, 4), (3, 4), (4, 4)]
+    whole = torch.cat([matrix(x) for x in weights])
+    assert torch.equal(whole.T if first else whole, w)
+
+
+def test_what_only_accompanies_weights_is_routine():
+    for facts in ({"scale": True}, {"bias": True}):
+        weights, [skipped] = viewed("x", torch.randn(3, 4), **facts)
+        assert not weights and skipped.routine
+
+
 def test_experts_stacked_fused_and_transposed():
     e, d, ff = 3, 4, 6
     down, up = torch.randn(e, d, ff), torch.randn(e, 2 * ff, d)

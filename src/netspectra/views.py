@@ -116,7 +116,7 @@ def _not_numbers(ref: TensorRef, context: Context) -> Answer:
 def _vector(ref: TensorRef, context: Context) -> Answer:
     if ref.numel == 0:
         return Routine("empty")
-    if len(ref.shape) < 2:
+    if len(ref.shape) < 2 or ref.facts.get("bias"):
         return Routine("a vector (bias, gain or statistic): no spectrum" if ref.shape else "a single number")
     if len(ref.shape) > 2 and sum(size > 1 for size in ref.shape) < 2 and not ref.facts.get("conv"):
         return Routine("a vector in the shape of a tensor: no spectrum")

@@ -1,4 +1,4 @@
-"""Numbers that a file keeps packed: varints, half bytes, and whole numbers with scales and zero points."""
+"""Numbers that a file keeps in its own way: turned, as varints or half bytes, or as whole numbers with scales."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from netspectra.weight import Index, Loader
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Blocks", "Nibbles", "Scaled", "Varints", "broadcast"]
+__all__ = ["Arranged", "Blocks", "Nibbles", "Scaled", "Turned", "Varints", "broadcast"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,49 @@ class Nibbles:
         data = self.raw().view(torch.uint8)
         both = torch.stack([data & 15, data >> 4], dim=-1).reshape(-1)[: math.prod(self.shape)].reshape(self.shape)
         return both.to(torch.int8) - 16 * (both > 7).to(torch.int8) if self.signed else both
+
+
+@dataclass(frozen=True)
+class Turned:
+    """An array that is stored columns first, or with its bytes the other way round; a `netspectra.weight.Loader`."""
+
+    raw: Loader
+    columns_first: bool
+    swapped: bool
+
+    def __call__(self, index: Index = ()) -> Tensor:
+        """Load and turn; one that is stored columns first is read as a whole."""
+        import numpy as np
+        import torch
+
+        found = self.raw(() if self.columns_first else index)
+        if self.swapped:
+            found = torch.from_numpy(np.asarray(found.contiguous().numpy().byteswap()))
+        if not self.columns_first:
+            return found
+        turned = found.permute(*reversed(range(found.dim())))
+        return turned[index] if index else turned
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """A tensor with its axes in another order, and in another shape; a `netspectra.weight.Loader`.
+
+    Attributes:
+        raw: gives the tensor as it is stored.
+        order: of the axes, or empty for that of the file.
+        shape: after that.
+    """
+
+    raw: Loader
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def __call__(self, index: Index = ()) -> Tensor:
+        """Load the whole, arrange it, and give ``tensor[index]``."""
+        found = self.raw()
+        found = (found.permute(self.order) if self.order else found).reshape(self.shape)
+        return found[index] if index else found
 
 
 def broadcast(scale: tuple[int, ...], shape: tuple[int, ...], axis: int, block: int = 0) -> tuple[int, ...] | None:

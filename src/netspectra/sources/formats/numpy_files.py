@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from netspectra.sources import FORMATS
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.members import STORED, Member, members, starts_with_member
+from netspectra.sources.packed import Turned
 from netspectra.sources.stored import StoredTensor, leading, opened
-from netspectra.weight import ITEMSIZE, Index, Loader, TensorRef
+from netspectra.weight import ITEMSIZE, Index, TensorRef
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,28 +105,6 @@ class Archived:
         tensor = data.view(getattr(torch, self.dtype)).reshape(-1 if row else cut.stop - cut.start, *self.shape[1:])
         tensor = tensor if self.shape else tensor.reshape(())
         return tensor[rest] if rest else tensor
-
-
-@dataclass(frozen=True)
-class Turned:
-    """An array that is stored columns first, or with its bytes the other way round; a `netspectra.weight.Loader`."""
-
-    raw: Loader
-    columns_first: bool
-    swapped: bool
-
-    def __call__(self, index: Index = ()) -> Tensor:
-        """Load and turn; one that is stored columns first is read as a whole."""
-        import numpy as np
-        import torch
-
-        found = self.raw(() if self.columns_first else index)
-        if self.swapped:
-            found = torch.from_numpy(np.asarray(found.contiguous().numpy().byteswap()))
-        if not self.columns_first:
-            return found
-        turned = found.permute(*reversed(range(found.dim())))
-        return turned[index] if index else turned
 
 
 def _start(member: Member) -> bytes:
