@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import netspectra as ns
+from netspectra.sources.guard import GUARD
 from tests.sources.test_torchfile import refs, same, save, saved
 
 __all__ = ["save"]  # a fixture
@@ -154,7 +155,7 @@ def zipped(pickled, **records):
 
 # ---- bombs ---------------------------------------------------------------------------------------------------------
 
-LIMIT = 4_000_000
+LIMIT = GUARD.pickle_steps + 10_000
 BOMBS = {
     "deep lists": b"]" * 1_000_000 + b"a" * 999_999,
     "deep tuples": b")" + b"\x85" * 1_000_000,

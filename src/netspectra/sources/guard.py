@@ -43,7 +43,7 @@ class Guard:
         numel: most numbers in one tensor.
         shards: most files of one checkpoint.
         records: most records of a zip archive.
-        pickle_steps: most opcodes of one pickle (about 35 a tensor; each costs a microsecond and up to 150 bytes).
+        pickle_steps: most opcodes of one pickle (about 55 a tensor; each costs a microsecond and up to 150 bytes).
         metadata_steps: the same for a distributed checkpoint's ``.metadata`` (about 60 a chunk).
         containers: deepest nesting of dicts, lists and objects that is searched for tensors.
         entries: most key-value pairs of a header.
@@ -62,7 +62,7 @@ class Guard:
     numel: int = 2**50
     shards: int = 10_000
     records: int = 1_000_000
-    pickle_steps: int = 3_000_000
+    pickle_steps: int = 5_000_000
     metadata_steps: int = 8_000_000
     containers: int = 64
     entries: int = 65_536

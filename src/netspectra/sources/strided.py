@@ -98,7 +98,7 @@ class StridedTensor:
         return found.neg() if self.neg else found
 
     def _gather(self, file: BinaryIO, offset: int, shape: list[int], stride: list[int]) -> Tensor:
-        """All numbers of a view, in one read where they lie close together, else slice by slice of the widest axis."""
+        """All numbers of a view, in one read where they lie close together, else in pieces along the widest axis."""
         import torch
 
         count, spanned, itemsize = math.prod(shape), span(tuple(shape), tuple(stride)), ITEMSIZE[self.dtype]
@@ -107,9 +107,13 @@ class StridedTensor:
             return found.contiguous() if spanned > count else found
         found = torch.empty(shape, dtype=getattr(torch, self.dtype))
         axis = max((axis for axis, size in enumerate(shape) if size > 1), key=stride.__getitem__)
-        inner, steps = shape[:axis] + shape[axis + 1 :], stride[:axis] + stride[axis + 1 :]
-        for place in range(shape[axis]):
-            found.select(axis, place).copy_(self._gather(file, offset + place * stride[axis], inner, steps))
+        run = AT_ONCE // (stride[axis] * itemsize)
+        run = run if 1 <= run < shape[axis] else 1
+        for place in range(0, shape[axis], run):
+            length = min(run, shape[axis] - place)
+            inner = [*shape[:axis], length, *shape[axis + 1 :]]
+            piece = self._gather(file, offset + place * stride[axis], inner, stride)
+            found.narrow(axis, place, length).copy_(piece)
         return found
 
     def _read(self, file: BinaryIO, start: int, size: int) -> Tensor:

@@ -60,7 +60,7 @@ class Exported:
             return False
         with opened(path) as file:
             start = file.read(512)
-        if not is_zip(start):
+        if not is_zip(start) or first_name(start).endswith("/data.pkl"):
             return False
         try:
             return any(CONFIG.fullmatch(name) for name in Archive(path).records)
