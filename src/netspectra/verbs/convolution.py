@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ DEFAULT_GRID = {1: 64, 2: 16, 3: 8}
 LARGE = 1_000_000  # kernels with more numbers see half of that, as the deep layers of a network do
 AFFORDABLE = 2e9  # float64 operations up to which every value of a circular convolution is found, not the largest alone
 BOUNDED = 2e10  # up to which the tighter upper bound, a Gram matrix a frequency, is found too
+FLOPS_A_PRODUCT = 5e8  # beyond which products with the map are not spent, and the bracket around its norm has to do
 TOLERANCE = 5e-3
 
 
@@ -37,7 +39,8 @@ def operator_spectrum(
 
         ||C|| <= ||unfolded|| sqrt(prod ceil(k / stride)),
 
-    because every input enters at most so many patches.
+    because every input enters at most so many patches. A single patch alone shows that ||C|| >= ||unfolded||: where
+    products are too dear, that bracket is the answer, and ``how`` is ``estimated``.
 
     Args:
         weight: a convolution's weight; a live module's knows stride, padding and groups, a file's does not.
@@ -54,7 +57,8 @@ def operator_spectrum(
     holes = _each(settings["dilation"], dims)
     reach = [d * (k - 1) + 1 for d, k in zip(holes, tensor.shape[2:], strict=True)]
     usual = DEFAULT_GRID[dims] // (2 if tensor.numel() > LARGE else 1)
-    sizes = tuple(max(grid or usual, 2 * r) for r in reach)
+    # along a dimension in which the kernel is a point the map repeats itself: one place is enough
+    sizes = tuple(max(grid or (usual if r > 1 else 1), 2 * r if r > 1 else 1) for r in reach)
     kernel = tensor if tensor.element_size() >= 4 else tensor.float()
     A = conv_operator(kernel, sizes, **settings)
     C = A if isinstance(A, ConvOperator) else A.A
@@ -72,6 +76,10 @@ def operator_spectrum(
             return OperatorSpectrum(_largest(A, C, weight, top, error, "unfolded"), sizes, upper, note)
     if work <= BOUNDED:
         upper = min(upper, conv_norm_bound(A))
+    if 2 * C.kernel.numel() * math.prod(C.out) > FLOPS_A_PRODUCT and math.isfinite(upper):
+        top = unfolded.sigma_max
+        bracket = _largest(A, C, weight, top, upper - top, "at least the unfolded matrix's, at most the bound")
+        return OperatorSpectrum(replace(bracket, how="estimated"), sizes, upper, note)
     found = golub_kahan_norm(A, tolerance=TOLERANCE, upper=upper)
     return OperatorSpectrum(
         _largest(A, C, weight, found.value, found.residual * found.value, found.route), sizes, found.upper, note
