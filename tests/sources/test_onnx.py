@@ -453,6 +453,7 @@ DAMAGED = {
     "too few bytes": (tensor_bytes(b"\x08\x02\x10\x01" + field(9, b"\0" * 7)), "bytes"),
     "no numbers": (tensor_bytes(b"\x08\x02\x10\x01"), "no numbers"),
     "wrong field": (tensor_bytes(b"\x08\x02\x10\x01" + field(10, b"\0" * 8)), "cannot be"),
+    "wrong varints": (tensor_bytes(b"\x08\x02\x10\x0b" + field(5, b"\0" * 8)), "cannot be"),
     "name not UTF-8": (tensor_bytes(name=b"\xff"), "UTF-8"),
     "name too long": (tensor_bytes(name=b"n" * 70_000), "allowed are 65536"),
     "tensor as number": (b"\x08\x0a" + field(7, b"\x28\x01"), "message belongs"),

@@ -31,7 +31,11 @@ OTHERS = {8: "texts", 23: "float4", 25: "uint2", 26: "int2", 27: "float6", 28: "
 # Fields of a tensor that hold numbers as they are, and those that hold them as varints.
 FIXED = {4: ("float32", "complex64"), 9: tuple(TYPES.values()), 10: ("float64", "complex128")}
 TEXTS = ("auto_pad", "direction")
-LOOSE = {5: "int32", 7: "int64", 11: "uint64"}
+LOOSE = {
+    5: tuple(set(TYPES.values()) - {"float32", "float64", "int64", "uint32", "uint64", "complex64", "complex128"}),
+    7: ("int64",),
+    11: ("uint32", "uint64"),
+}
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ class _Walk:
                        held.name)  # fmt: skip
             return replace(held, start=found.start, stop=found.stop)
         packed = numel if held.dtype not in ("uint4", "int4") else held.nbytes
-        if found.number not in LOOSE or not packed <= length <= 10 * packed:
+        if held.dtype not in LOOSE.get(found.number, ()) or not packed <= length <= 10 * packed:
             refuse(self.wire.path, f"{held.dtype} {list(held.shape)} cannot be the {length} bytes of field "
                    f"{found.number}", held.name)  # fmt: skip
         return replace(held, start=found.start, stop=found.stop, loose=True)

@@ -129,6 +129,7 @@ class Packed:
 
     def __call__(self, index: Index = ()) -> Tensor:
         """Read and decode the rows that the first index selects, a few at a time."""
+        import numpy as np
         import torch
         from gguf import GGMLQuantizationType, quants
 
@@ -139,7 +140,8 @@ class Packed:
         step = max(1, CHUNK // max(1, math.prod(shape[1:])))
         for first in range(cut.start, cut.stop if out.numel() else cut.start, step):
             rows = slice(first, min(first + step, cut.stop))
-            decoded = quants.dequantize(self.raw((rows,)).numpy(), GGMLQuantizationType[self.kind])
+            with np.errstate(all="ignore"):  # NaN scales give NaN, which is found out later
+                decoded = quants.dequantize(self.raw((rows,)).numpy(), GGMLQuantizationType[self.kind])
             out[rows.start - cut.start : rows.stop - cut.start] = torch.from_numpy(decoded).reshape(-1, *shape[1:])
         return out[rest] if rest else out
 
