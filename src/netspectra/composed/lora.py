@@ -48,9 +48,7 @@ def _scale(group: Group, path: str, rank: int) -> tuple[float, tuple[str, ...]]:
     if not isinstance(config, dict):
         return 1.0, ("the scale (alpha / r) stands in adapter_config.json, which is not there: taken as 1",)
     if config.get("peft_type", "LORA") != "LORA":
-        raise InputRefused(
-            f"how an adapter of type {str(config['peft_type'])[:40]!r} is made is not read"
-        )
+        raise InputRefused(f"how an adapter of type {str(config['peft_type'])[:40]!r} is made is not read")
     r = _setting(config, "rank_pattern", path, config.get("r"))
     if r != rank:
         raise InputRefused(f"adapter_config.json says rank {str(r)[:40]}, the factors have {rank}")
