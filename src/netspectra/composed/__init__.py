@@ -35,22 +35,24 @@ def compose(refs: Iterable[TensorRef], config: Mapping[str, Any]) -> tuple[Tenso
 
 
 def _applied(rule: CompositionRule, refs: tuple[TensorRef, ...], config: Mapping[str, Any]) -> tuple[TensorRef, ...]:
-    groups: dict[str, dict[str, TensorRef]] = {}
+    groups: dict[tuple[str, str], dict[str, TensorRef]] = {}
     for ref in refs:
         match = rule.pattern.fullmatch(ref.name)
         if match:
-            groups.setdefault(rule.key(match), {})[match["role"] or ""] = ref
+            key = (match["base"], match.groupdict().get("adapter") or "")
+            groups.setdefault(key, {})[match["role"] or ""] = ref
     names = {ref.name for ref in refs}
     first: dict[int, TensorRef] = {}
     gone: set[int] = set()
-    for base, members in groups.items():
+    for (base, adapter), members in groups.items():
         if not any(role in members for role in rule.needs):
             continue
-        made = _made(rule, Group(base, members, config))
+        group = Group(base, members, config, adapter)
+        made = _made(rule, group)
         if made is None:
             continue
-        if made.name in names - {member.name for member in members.values()}:
-            made = replace(made, name=rule.first(Group(base, members)).name,
+        if made.name in names and made.name not in {member.name for member in members.values()}:
+            made = replace(made, name=rule.first(group).name,
                            problem=f"a piece of {made.name}, which is stored whole too")  # fmt: skip
         gone.update(id(member) for member in members.values())
         first[id(next(iter(members.values())))] = made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from re import Match, Pattern
+from re import Pattern
 from typing import Any
 
 from netspectra.weight import Loader, TensorRef
@@ -20,11 +20,13 @@ class Group:
         base: what they have in common.
         members: by role, as the pattern names it; the whole tensor's role is most often the empty text.
         config: the checkpoint's ``config.json``; under ``peft`` its ``adapter_config.json``.
+        adapter: the name of the adapter they belong to, where the pattern knows one.
     """
 
     base: str
     members: Mapping[str, TensorRef]
     config: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str = ""
 
     def shape(self, role: str) -> tuple[int, ...]:
         """Shape of a member."""
@@ -71,7 +73,7 @@ class CompositionRule:
 
     Attributes:
         name: for people.
-        pattern: matches whole tensor names, with groups ``base`` and ``role``.
+        pattern: matches whole tensor names, with groups ``base`` and ``role``, perhaps ``adapter``.
         needs: a group is looked at only when it has one of these roles.
         compose: gives the tensor that a group makes.
         main: roles, first that is there: whose shape a problem is told of.
@@ -82,11 +84,6 @@ class CompositionRule:
     needs: tuple[str, ...]
     compose: Callable[[Group], Answer]
     main: tuple[str, ...]
-
-    def key(self, match: Match[str]) -> str:
-        """What members of one group have in common; where adapters have names, each is a group of its own."""
-        adapter = match.groupdict().get("adapter")
-        return match["base"] if adapter is None else f"{match['base']}\0{adapter}"
 
     def first(self, group: Group) -> TensorRef:
         """The member that stands for the group."""

@@ -83,7 +83,7 @@ def _names(pattern: str, path: str) -> bool:
 
 
 def _pair(group: Group) -> Answer:
-    path, adapter = _path(group.base)
+    path, adapter = group.base, group.adapter
     if "E" in group.members:
         return "AdaLoRA's diagonal beside the factors is not read"
     transposed = "A" not in group.members and "B" not in group.members
@@ -107,11 +107,6 @@ def _pair(group: Group) -> Answer:
 def _is_dora(group: Group) -> bool:
     config = group.config.get("peft")
     return "magnitude_vector" in group.members or (isinstance(config, dict) and config.get("use_dora") is True)
-
-
-def _path(base: str) -> tuple[str, str]:
-    path, _, adapter = base.partition("\0")
-    return path, adapter
 
 
 def _flat(ref: TensorRef) -> Part | None:

@@ -158,8 +158,8 @@ def _rowwise(group: Group) -> Answer:
         return f"{weight.dtype} {list(weight.shape)} with row scales {scale.dtype} {list(scale.shape)}"
     layout = group.members.get("weight_format")
     if layout is not None:
-        if math.prod(layout.shape) != 1:
-            return "weight_format is not a single number"
+        if math.prod(layout.shape) != 1 or not layout.dtype.startswith(("int", "uint")):
+            return "weight_format is not a single whole number"
         code = int(layout.load().reshape(()))
         if code != 0:
             return f"stored in the tile order {code} of a GPU: load and save it in row order first"
