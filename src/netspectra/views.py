@@ -134,7 +134,8 @@ def _adapter(ref: TensorRef, context: Context) -> Answer:
         return None
     least = min(factors.shape)
     if factors.rank < least:
-        notes = (f"rank at most {factors.rank} by construction: all other singular values are zero",)
+        zero = f"rank at most {factors.rank} by construction: all other singular values are zero"
+        notes = (f"{zero}; sigma_min and condition_number are of these {factors.rank}",)
     else:
         notes = (f"rank at most {least}: its {factors.rank} columns of factors are no fewer",)
     return [Weight(ref.name, "lora", Part(ref), notes=(*notes, *ref.facts.get("notes", ())), factors=factors)]
