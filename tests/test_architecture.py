@@ -22,19 +22,20 @@ ALLOWED = {
     "runfile": GROUND | {"runfile"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND,
-    "operator_norm": GROUND,
+    "module_norm": GROUND,
     "report": {"record", "report"},
     "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
-    "views": GROUND | {"weight"},
+    "composed": GROUND | {"weight", "composed"},
+    "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs"},
     "sources": GROUND | {"weight", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "faces.cli"},
     "faces": set(),
-    "__init__": MIDDLE | {"verbs", "sources", "operator_norm"},
+    "__init__": MIDDLE | {"verbs", "sources", "module_norm"},
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only.
-NN = ("sources/module.py", "operator_norm.py")
+NN = ("sources/module.py", "module_norm.py")
 
 
 def room(parts: tuple[str, ...]) -> str:

@@ -152,6 +152,10 @@ class Record:
         """The leading ``k`` singular triplets of the weight (all by default); see `netspectra.svd`."""
         if self.load is None:
             raise ValueError(f"{self.name}: only its spectrum was kept; analyze the model or checkpoint for factors")
+        from netspectra.linalg.product import Factored, product_svd
         from netspectra.linalg.svd import svd
 
-        return svd(self.load().dense(), k=k)
+        operator = self.load()
+        if isinstance(operator, Factored):
+            return product_svd(operator.B, operator.A, operator.scale, k=k)
+        return svd(operator.dense(), k=k)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from netspectra.composed import compose
 from netspectra.record import Skipped
-from netspectra.weight import Layout, Part, TensorRef, Weight
+from netspectra.weight import Factors, Layout, Part, TensorRef, Weight
 
 __all__ = ["RULES", "Context", "Rule", "view"]
 
@@ -65,8 +66,8 @@ class Rule:
 
 
 def view(refs: Iterable[TensorRef], context: Context) -> tuple[list[Weight], list[Skipped]]:
-    """Apply the rules to every tensor; tied names become aliases of the first."""
-    refs = tuple(refs)
+    """Compose what is stored in pieces, then apply the rules to every tensor; tied names become aliases."""
+    refs = compose(refs, context.config)
     context = replace(context, shapes={ref.name: ref.shape for ref in refs})
     weights: list[Weight] = []
     skipped: list[Skipped] = []
@@ -131,6 +132,19 @@ def _scale(ref: TensorRef, context: Context) -> Answer:
 
 def _buffer(ref: TensorRef, context: Context) -> Answer:
     return Routine("a buffer, not a parameter") if ref.facts.get("buffer") else None
+
+
+def _adapter(ref: TensorRef, context: Context) -> Answer:
+    factors = ref.facts.get("factors")
+    if not isinstance(factors, Factors):
+        return None
+    least = min(factors.shape)
+    if factors.rank < least:
+        zero = f"rank at most {factors.rank} by construction: all other singular values are zero"
+        notes = (f"{zero}; sigma_min and condition_number are of these {factors.rank}",)
+    else:
+        notes = (f"rank at most {least}: its {factors.rank} columns of factors are no fewer",)
+    return [Weight(ref.name, "lora", Part(ref), notes=(*notes, *ref.facts.get("notes", ())), factors=factors)]
 
 
 # ---- fused projections -------------------------------------------------------------------------------------------
@@ -334,6 +348,7 @@ RULES: tuple[Rule, ...] = (
     Rule("unreadable", _unreadable),
     Rule("scale", _scale),
     Rule("not numbers", _not_numbers),
+    Rule("adapter", _adapter),
     Rule("vector", _vector),
     Rule("buffer", _buffer),
     Rule("query, key, value by facts", _told_qkv),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from netspectra.linalg.operator import LinearOperator
 
-__all__ = ["ITEMSIZE", "Layout", "Loader", "Part", "Selection", "Source", "TensorRef", "Weight"]
+__all__ = ["ITEMSIZE", "Factors", "Layout", "Loader", "Part", "Selection", "Source", "TensorRef", "Weight"]
 
 # Bytes per number, by dtype name.
 ITEMSIZE: dict[str, int] = {
@@ -154,6 +154,44 @@ class Layout:
         return blocks.reshape([cut[axis] for axis in order]).permute(back).reshape(shape)
 
 
+@dataclass(frozen=True)
+class Factors:
+    """A matrix known as ``scale`` B A: what an adapter adds to a weight.
+
+    Attributes:
+        B: (m, r), or (r, m) when transposed.
+        A: (r, n), or (n, r) when transposed.
+        scale: times their product.
+        transposed: the matrix is the transpose of B A, as an embedding's adapter keeps it.
+    """
+
+    B: Part
+    A: Part
+    scale: float = 1.0
+    transposed: bool = False
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """Load the left (m, r) and the right (r, n) factor."""
+        B, A = self.B.load(), self.A.load()
+        return (A.mT, B.mT) if self.transposed else (B, A)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the product."""
+        m, n = self.B.shape[0], self.A.shape[1]
+        return (n, m) if self.transposed else (m, n)
+
+    @property
+    def rank(self) -> int:
+        """What its rank cannot exceed: r."""
+        return self.A.shape[0]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers the factors have."""
+        return math.prod(self.B.shape) + math.prod(self.A.shape)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Weight:
     """One weight matrix of a network: what it is called and how it acts, with its bytes left where they are.
@@ -165,6 +203,7 @@ class Weight:
         layout: how they make a matrix.
         aliases: other names of the same numbers.
         notes: what a reader of the results should know.
+        factors: for a matrix that is kept as a product; ``part`` would multiply it out, no verb needs that.
     """
 
     name: str
@@ -173,6 +212,7 @@ class Weight:
     layout: Layout = Layout()
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    factors: Factors | None = None
 
     def __repr__(self) -> str:
         """Name, kind and shape; never the numbers."""
@@ -190,8 +230,8 @@ class Weight:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has."""
-        return math.prod(self.part.shape)
+        """How many numbers it has: those of its factors, where it is kept as a product."""
+        return self.factors.numel if self.factors else math.prod(self.part.shape)
 
     @property
     def nbytes(self) -> int:
@@ -202,6 +242,11 @@ class Weight:
         """Load it, now, as a linear operator."""
         from netspectra.linalg.operator import BlockDiagonal, Dense
 
+        if self.factors:
+            from netspectra.linalg.product import Factored
+
+            B, A = (factor if device is None else factor.to(device) for factor in self.factors.load())
+            return Factored(B, A, self.factors.scale)
         tensor = self.part.load()
         blocks = self.layout.blocks(tensor if device is None else tensor.to(device))
         return Dense(blocks[0]) if self.layout.groups == 1 else BlockDiagonal(blocks)

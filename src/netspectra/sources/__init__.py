@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -99,8 +100,9 @@ def _open_path(origin: Path | str) -> Source:
         if reader.claims(path):
             _must_have(reader, path)
             tensors = tuple(reader.tensors(path))
-            weights, skipped = view(tensors, Context(config=reader.config(path)))
-            identify = partial(_identify, reader, path, tensors)
+            config = reader.config(path)
+            weights, skipped = view(tensors, Context(config=config))
+            identify = partial(_identify, reader, path, tensors, _decoding(config))
             return Source(str(origin), reader.name, tensors, tuple(weights), tuple(skipped), identify)
     refuse(path, _diagnosis(path))
 
@@ -142,9 +144,16 @@ SAMPLES = 256
 SAMPLE_BYTES = 4096
 
 
-def _identify(reader: Format, checkpoint: Path, tensors: tuple[TensorRef, ...]) -> tuple[str, str]:
+def _decoding(config: Mapping[str, Any]) -> str:
+    """What of a config changes the numbers themselves: how codes are read, how adapters are scaled."""
+    names = ("compression_config", "peft", "quantization_config")
+    found = {name: config[name] for name in names if name in config}
+    return json.dumps(found, sort_keys=True) if found else ""
+
+
+def _identify(reader: Format, checkpoint: Path, tensors: tuple[TensorRef, ...], decoding: str) -> tuple[str, str]:
     """(fingerprint, guard): what the input is, by names, sizes and sampled bytes; and when it was last written."""
-    content, times = hashlib.sha256(), hashlib.sha256()
+    content, times = hashlib.sha256(decoding.encode("utf-8", "surrogatepass")), hashlib.sha256()
     for ref in tensors:
         content.update(f"{ref.name!r} {ref.dtype} {ref.shape}\n".encode("utf-8", "surrogatepass"))
     for path in reader.files(checkpoint):

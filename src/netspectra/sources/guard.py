@@ -165,11 +165,17 @@ class Guard:
             raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror}") from None
 
     def config_beside(self, path: Path) -> dict[str, Any]:
-        """The Hugging Face ``config.json`` in the checkpoint's folder; empty where there is none."""
+        """The Hugging Face ``config.json`` in the checkpoint's folder, and under ``peft`` its ``adapter_config.json``.
+
+        Empty where there is neither.
+        """
         folder = path if path.is_dir() else path.parent
-        if not (folder / "config.json").exists():
-            return {}
-        return self.read_json(self.inside(folder, "config.json"))
+        found: dict[str, Any] = {}
+        if (folder / "config.json").exists():
+            found = self.read_json(self.inside(folder, "config.json"))
+        if (folder / "adapter_config.json").exists():
+            found = {**found, "peft": self.read_json(self.inside(folder, "adapter_config.json"))}
+        return found
 
 
 GUARD = Guard()

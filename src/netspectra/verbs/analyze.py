@@ -13,6 +13,7 @@ from torch import Tensor
 from netspectra.analysis import RELATIVE_ERROR, Analysis
 from netspectra.errors import InputRefused, NotDecomposable
 from netspectra.linalg.batch import svdvals_batch
+from netspectra.linalg.product import product_svdvals
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.linalg.values import svdvals, union
 from netspectra.metrics import chosen, evaluate
@@ -130,9 +131,14 @@ def _left_out(source: Source, selection: Selection) -> list[Skipped]:
 def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
     """One weight's findings; what cannot be decomposed or read is skipped with the reason."""
     try:
-        tensor = weight.part.load()
-        spectrum = _spectrum(weight, tensor, options)
-        operator = operator_spectrum(weight, tensor, spectrum, options.grid)
+        if weight.factors:
+            B, A = weight.factors.load()
+            spectrum = product_svdvals(B, A, weight.factors.scale, device=options.device)
+            operator = None
+        else:
+            tensor = weight.part.load()
+            spectrum = _spectrum(weight, tensor, options)
+            operator = operator_spectrum(weight, tensor, spectrum, options.grid)
     except (NotDecomposable, InputRefused) as reason:
         return Skipped(weight.name, weight.part.shape, str(reason))
     metrics = evaluate(chosen(options.metrics), spectrum)

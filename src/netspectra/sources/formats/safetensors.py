@@ -19,6 +19,7 @@ from netspectra.sources.stored import StoredTensor, opened
 from netspectra.weight import ITEMSIZE, TensorRef
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -68,6 +69,8 @@ class Safetensors:
                 return self._shards(path / INDEX)
             if (path / "model.safetensors").exists():
                 return [path / "model.safetensors"]
+            if (path / ADAPTER).exists() and not indices:
+                return [path / ADAPTER]
             if len(indices) == 1:
                 return self._shards(indices[0])
             if len(whole) == 1:
@@ -81,7 +84,7 @@ class Safetensors:
         return iter(sorted(self._unordered(path), key=lambda ref: natural(ref.name)))
 
     def config(self, path: Path) -> Mapping[str, Any]:
-        """The ``config.json`` beside the weights."""
+        """The ``config.json`` beside the weights; an adapter's ``adapter_config.json`` under ``peft``."""
         return GUARD.config_beside(path)
 
     def _unordered(self, path: Path) -> Iterator[TensorRef]:

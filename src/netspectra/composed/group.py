@@ -1,0 +1,96 @@
+"""Several tensors of one name: what a rule of the table sees, and how it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from re import Pattern
+from typing import Any
+
+from netspectra.weight import Loader, TensorRef
+
+__all__ = ["Answer", "CompositionRule", "Group", "floating"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that a rule's pattern gives the same ``base``.
+
+    Attributes:
+        base: what they have in common.
+        members: by role, as the pattern names it; the whole tensor's role is most often the empty text.
+        config: the checkpoint's ``config.json``; under ``peft`` its ``adapter_config.json``.
+        adapter: the name of the adapter they belong to, where the pattern knows one.
+    """
+
+    base: str
+    members: Mapping[str, TensorRef]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        """Shape of a member."""
+        return self.members[role].shape
+
+    def load(self, role: str) -> Loader | None:
+        """Loader of a member, or None where the group has none."""
+        found = self.members.get(role)
+        return None if found is None else found.load
+
+    @property
+    def quantization(self) -> Mapping[str, Any]:
+        """``quantization_config`` of the config (or its older name), empty where there is none."""
+        for name in ("quantization_config", "compression_config"):
+            found = self.config.get(name)
+            if isinstance(found, dict):
+                return found
+        return {}
+
+    def made(self, main: str, load: Loader, stored: str, **changed: Any) -> TensorRef:
+        """The one tensor these make: float32, or float64 where a floating member is; facts are those of ``main``."""
+        ref = self.members[main]
+        wide = any(member.dtype == "float64" for member in self.members.values())
+        facts = {key: value for key, value in ref.facts.items() if key != "buffer"}
+        identities = tuple(member.identity for member in self.members.values())
+        return TensorRef(
+            changed.get("name", self.base),
+            changed.get("shape", ref.shape),
+            "float64" if wide else "float32",
+            load,
+            {**facts, **changed.get("facts", {})},
+            None if None in identities else (stored, *identities),
+            stored=stored,
+        )
+
+
+# A tensor; the reason why the group makes none; or None: not mine.
+Answer = TensorRef | str | None
+
+
+@dataclass(frozen=True)
+class CompositionRule:
+    """A row of the table.
+
+    Attributes:
+        name: for people.
+        pattern: matches whole tensor names, with groups ``base`` and ``role``, perhaps ``adapter``.
+        needs: a group is looked at only when it has one of these roles.
+        compose: gives the tensor that a group makes.
+        main: roles, first that is there: whose shape a problem is told of.
+    """
+
+    name: str
+    pattern: Pattern[str]
+    needs: tuple[str, ...]
+    compose: Callable[[Group], Answer]
+    main: tuple[str, ...]
+
+    def first(self, group: Group) -> TensorRef:
+        """The member that stands for the group."""
+        roles = (*(role for role in self.main if role in group.members), *group.members)
+        return group.members[roles[0]]
+
+
+def floating(ref: TensorRef) -> bool:
+    """Whether its numbers are numbers."""
+    return ref.dtype.startswith(("float", "bfloat"))
