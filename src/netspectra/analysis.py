@@ -276,7 +276,12 @@ def _weight(record: Record) -> dict[str, Any]:
         "aliases": list(record.aliases),
         "parameters": record.parameters,
         "spectrum": _spectrum(record.spectrum),
-        "metrics": {name: _plain(value) for name, value in record.metrics.items()},
+        "metrics": {name: _plain(name, value) for name, value in record.metrics.items()},
+        "details": {
+            name: _strict(value.detail)
+            for name, value in record.metrics.items()
+            if value.detail and not _has_interval(name)
+        },
         "verdicts": [
             {"rule": v.rule, "level": v.level, "message": v.message, "evidence": _strict(v.evidence)}
             for v in record.verdicts
@@ -310,12 +315,16 @@ def _number(value: Value | None) -> float | int | None:
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)
 
 
-def _plain(value: Value) -> Any:
-    """A number, or an object with its interval for metrics that have one."""
+def _plain(name: str, value: Value) -> Any:
+    """A number; for the metrics that are nothing without their interval an object with it."""
     number = _number(value)
-    if not value.detail:
+    if not _has_interval(name):
         return number
     return {"value": number, "low": value.low, "high": value.high, **_strict(value.detail)}
+
+
+def _has_interval(name: str) -> bool:
+    return name in METRICS and METRICS[name].interval
 
 
 def _strict(data: Any) -> Any:

@@ -36,7 +36,7 @@ class Rule:
     find: Callable[[Spectrum, Mapping[str, Value]], Finding]
 
 
-def judge(spectrum: Spectrum, metrics: Mapping[str, Value]) -> tuple[Verdict, ...]:
+def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> tuple[Verdict, ...]:
     """Apply every rule; an empty matrix has no verdicts."""
     if len(spectrum) == 0:
         return ()

@@ -65,6 +65,7 @@ class Spectrum:
         error: absolute bound on the error of each value, in units of sigma; one per value.
         dtype: name of the dtype the matrix is stored in; decides the rounding floor.
         route: the algorithm that answered.
+        blocks: of how many diagonal blocks the matrix is made (grouped convolutions); 1 for one whole matrix.
         seconds: what it took; never exported.
     """
 
@@ -75,6 +76,7 @@ class Spectrum:
     how: How = "exact"
     dtype: str = "float64"
     route: str = ""
+    blocks: int = 1
     seconds: float = field(default=0.0, compare=False)
 
     def __len__(self) -> int:

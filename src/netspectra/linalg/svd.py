@@ -79,6 +79,7 @@ def union(spectra: Sequence[Spectrum], shape: tuple[int, int]) -> Spectrum:
         np.concatenate([np.concatenate([s.error for s in spectra])[order], np.zeros(missing)]),
         dtype=spectra[0].dtype,
         route=spectra[0].route,
+        blocks=len(spectra),
         seconds=sum(s.seconds for s in spectra),
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netspectra.analysis import RELATIVE_ERROR, Analysis
 from netspectra.errors import InputRefused, NotDecomposable
@@ -22,6 +23,9 @@ from netspectra.verdicts import judge
 from netspectra.version import __version__
 from netspectra.weight import Selection, Source, Weight
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["AnalyzeOptions", "analyze", "job", "measure"]
 
 
@@ -30,12 +34,14 @@ class AnalyzeOptions:
     """What is asked of an analysis; part of a run file's identity.
 
     Attributes:
-        metrics: names from the registry, or None for all.
+        metrics: names from the registry, or None for all (those that cost much only with ``thorough``).
         ranks: ranks k whose relative approximation error is wanted.
         accuracy: largest relative error of each singular value above the rounding floor.
         include: patterns of weight names to take (glob, or ``re:`` and a regular expression); none means all.
         exclude: patterns to leave out.
         device: where to compute, as torch names it; None leaves each tensor where it is.
+        thorough: also bootstrap intervals and p-values, and the metrics that cost as much as the spectrum.
+        seed: of every draw; each weight and metric has a generator of its own, so that order and workers do not matter.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -44,6 +50,8 @@ class AnalyzeOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     device: str | None = None
+    thorough: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -54,6 +62,8 @@ class AnalyzeOptions:
         for k in self.ranks:
             if k < 1:
                 raise InputRefused(f"--rank {k}: a rank is at least 1")
+        if self.seed < 0:
+            raise InputRefused(f"--seed {self.seed}: give a whole number from 0 on")
 
 
 def analyze(
@@ -122,10 +132,14 @@ def _left_out(source: Source, selection: Selection) -> list[Skipped]:
 def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
     """One weight's findings; what cannot be decomposed or read is skipped with the reason."""
     try:
-        spectrum = _spectrum(weight, options)
+        spectrum, matrix = _decomposed(weight, options)
     except (NotDecomposable, InputRefused) as reason:
         return Skipped(weight.name, weight.part.shape, str(reason))
-    metrics = evaluate(chosen(options.metrics), spectrum)
+    wanted = chosen(options.metrics, thorough=options.thorough)
+    seed = (options.seed, zlib.crc32(weight.name.encode("utf-8", "surrogatepass"))) if options.thorough else None
+    # the rules see every default metric, so that a verdict does not depend on which columns were asked for
+    every = evaluate(dict.fromkeys((*chosen(), *wanted)), spectrum, matrix, seed=seed)
+    metrics = {entry.name: every[entry.name] for entry in wanted}
     for k in options.ranks:
         metrics[f"{RELATIVE_ERROR}{k}"] = Value(relative_error(spectrum, k))
     return Record(
@@ -137,16 +151,18 @@ def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
         spectrum=spectrum,
         metrics=metrics,
         aliases=weight.aliases,
-        verdicts=judge(spectrum, metrics),
+        verdicts=judge(spectrum, every, weight.kind),
         notes=weight.notes,
     )
 
 
-def _spectrum(weight: Weight, options: AnalyzeOptions) -> Spectrum:
+def _decomposed(weight: Weight, options: AnalyzeOptions) -> tuple[Spectrum, Tensor | None]:
+    """The spectrum, and the matrix where it is one piece."""
     operator = weight.operator(options.device)
     if isinstance(operator, BlockDiagonal):
-        return union([svdvals(block, accuracy=options.accuracy) for block in operator.blocks], weight.shape)
-    return svdvals(operator.dense(), accuracy=options.accuracy)  # type: ignore[attr-defined]
+        return union([svdvals(block, accuracy=options.accuracy) for block in operator.blocks], weight.shape), None
+    matrix: Tensor = operator.dense()  # type: ignore[attr-defined]
+    return svdvals(matrix, accuracy=options.accuracy), matrix
 
 
 def _attached(finding: Record | Skipped, weight: Weight) -> Record | Skipped:
@@ -155,5 +171,5 @@ def _attached(finding: Record | Skipped, weight: Weight) -> Record | Skipped:
 
 def _told(options: AnalyzeOptions) -> dict[str, Any]:
     """The options as exports show them."""
-    names = [metric.name for metric in chosen(options.metrics)]
+    names = [metric.name for metric in chosen(options.metrics, thorough=options.thorough)]
     return {**{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}, "metrics": names}
