@@ -188,7 +188,14 @@ def _findings(record: Record) -> dict[str, Any]:
         "notes": record.notes,
         "verdicts": [asdict(verdict) for verdict in record.verdicts],
         "metrics": {name: _value(value) for name, value in record.metrics.items()},
-        "spectrum": {"shape": s.shape, "frobenius2": s.frobenius2, "how": s.how, "dtype": s.dtype, "route": s.route, "blocks": s.blocks},
+        "spectrum": {
+            "shape": s.shape,
+            "frobenius2": s.frobenius2,
+            "how": s.how,
+            "dtype": s.dtype,
+            "route": s.route,
+            "blocks": s.blocks,
+        },
     }
 
 

@@ -10,7 +10,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Needs = Literal["values", "leading", "matrix"]
 Function = Callable[..., float]
+F = TypeVar("F", bound=Function)
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,10 @@ def metric(
     needs: Needs = "values",
     thorough: bool = False,
     interval: bool = False,
-) -> Callable[[Function], Function]:
+) -> Callable[[F], F]:
     """Register the decorated function under its own name; its docstring's first paragraph says what it means."""
 
-    def register(function: Function) -> Function:
+    def register(function: F) -> F:
         name = function.__name__
         entry = Metric(name, title, function, formula, range, reference, degree, needs, thorough, interval)
         METRICS.add(name, entry, function.__module__)

@@ -64,7 +64,7 @@ def fit_tail(x: np.ndarray) -> Tail | None:
     if len(distinct) < 2:
         return None
     place, distance = _least(ladder)
-    logs, above, exponent = ladder
+    _, above, exponent = ladder
     return Tail(1 + float(exponent[place]), float(distinct[place]), int(above[place]), distance)
 
 

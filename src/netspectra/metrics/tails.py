@@ -110,7 +110,7 @@ def _fitted(s: Spectrum) -> Tail | None:
 
 
 def hill_exponent(lam: np.ndarray) -> Value:
-    """Hill's estimate over the upper half of ``lam`` (descending, all of a spectrum): 1 + k / sum ln(lambda_i / lambda_k).
+    """Hill's estimate over the upper half of ``lam``, descending: 1 + k / sum ln(lambda_i / lambda_k).
 
     ``low`` and ``high`` are alpha -+ 1.96 (alpha - 1) / sqrt(k).
 

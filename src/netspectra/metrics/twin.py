@@ -36,14 +36,16 @@ def twin_distance(s: Spectrum, matrix: Tensor, rng: np.random.Generator) -> Valu
 
     >>> import torch
     >>> one = torch.ones(30, 40)
-    >>> twin_distance(svdvals(one), one, np.random.default_rng(0)) < 0.1  # every entry the same: shuffling changes nothing
+    >>> twin_distance(svdvals(one), one, np.random.default_rng(0)) < 0.1  # equal entries
     True
     """
     if not s.complete:
         return Value.unknown(f"needs every singular value, the spectrum is {s.how}")
     twin = replace(svdvals(shuffled(matrix, rng)), dtype=s.dtype)
     both = np.concatenate([s.values, twin.values])
-    ours, theirs = (np.searchsorted(values[::-1], both, side="right") / len(values) for values in (s.values, twin.values))
+    ours, theirs = (
+        np.searchsorted(values[::-1], both, side="right") / len(values) for values in (s.values, twin.values)
+    )
     others = [entry for entry in chosen() if entry.needs != "matrix"]
     found = evaluate(others, twin)
     detail = {name: float(value) if value.known else None for name, value in found.items()}

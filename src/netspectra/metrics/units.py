@@ -24,7 +24,7 @@ CHUNK = 1 << 24  # entries
     needs="matrix",
 )
 def dead_units(s: Spectrum, matrix: Tensor) -> Value:
-    """Outputs that no input reaches and inputs that nothing uses: rows and columns a thousand times below the usual norm.
+    """Outputs that no input reaches, inputs that nothing uses: rows and columns a thousand times below the usual norm.
 
     Compared with the root mean square of the norms; the detail counts rows and columns apart. Not told of a unit:
     whether its bias or what stands before it silences it.
