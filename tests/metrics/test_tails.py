@@ -209,7 +209,7 @@ def test_erg_tail_has_volume_one():
     scaled = s.energies / s.energies.mean()
     k = gap.detail["erg_tail"]
     assert np.log(scaled[:k]).sum() >= 0 > np.log(scaled[: k + 1]).sum()
-    assert gap == gap.detail["tail"] - k
+    assert gap == k - gap.detail["tail"]
 
 
 @pytest.mark.parametrize("q", [1, 2, 4, 8, 16])

@@ -172,13 +172,13 @@ def _without(found: Value) -> Value:
 
 @metric(
     "ERG gap",
-    formula="tail of α̂ − max k: Σ_{i≤k} ln λ̃_i ≥ 0, λ̃ = M λ / Σ λ",
+    formula="max k: Σ_{i≤k} ln λ̃_i ≥ 0, minus the tail of α̂; λ̃ = M λ / Σ λ",
     range="-M ... M",
     reference="Martin & Hinrichs 2025, SETOL, arXiv 2507.17912",
     degree=0,
 )
 def erg_gap(s: Spectrum) -> Value:
-    """By how many values the power-law tail exceeds the tail whose λ, scaled to mean 1, have a product of 1.
+    """By how many values the tail whose λ, scaled to mean 1, have a product of 1 exceeds the power-law tail.
 
     A hypothesis: near 0 in well-trained layers. Unknown where the tail is.
     """
@@ -190,4 +190,4 @@ def erg_gap(s: Spectrum) -> Value:
         volume = np.cumsum(np.log(lam * (len(lam) / lam.sum())))
     kept = int(np.count_nonzero(volume >= 0))  # it rises, then falls: above 0 until it crosses, once
     tail = found.detail["tail"]
-    return Value(float(tail - kept), detail={"tail": tail, "erg_tail": kept})
+    return Value(float(kept - tail), detail={"tail": tail, "erg_tail": kept})
