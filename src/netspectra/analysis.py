@@ -237,6 +237,7 @@ def glossary(names: Sequence[str]) -> list[dict[str, str]]:
                     "meaning": f"What the best approximation of rank {k} misses; an untrained layer is not low-rank.",
                     "reference": "Eckart & Young 1936, Psychometrika 1",
                     "range": "0 ... 1",
+                    "when": "--rank",
                 }
             )
     return entries

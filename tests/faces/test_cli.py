@@ -103,6 +103,16 @@ def test_json_is_alone_on_stdout(checkpoint, tmp_path):
     assert [w["name"] for w in listed["weights"]] == [w["name"] for w in document["weights"]]
 
 
+def test_thorough_and_seed(checkpoint, tmp_path):
+    some = ("analyze", checkpoint, "--include", "embed*", "-q", "--json", "-", "--run", tmp_path / "t.run")
+    document = json.loads(run(*some, "--thorough", "--seed", "3").stdout)
+    assert (document["options"]["thorough"], document["options"]["seed"]) == (True, 3)
+    assert document["weights"][0]["metrics"]["farms_alpha"] > 1
+    one_line(run(*some, "--thorough", "--seed", "4"), 2, "options.seed was 3, now 4")
+    one_line(run(*some), 2, "options.")
+    assert run("analyze", checkpoint, "--seed", "-1").returncode == 2
+
+
 def test_run_file_report_and_resume(checkpoint, tmp_path):
     job = tmp_path / "job.run"
     first = run("analyze", checkpoint, "--run", job, "--json", tmp_path / "a.json", "-q")

@@ -10,6 +10,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -59,7 +60,7 @@ class Metric:
     thorough: bool = False
     interval: bool = False
 
-    @property
+    @cached_property
     def draws(self) -> bool:
         """Whether it draws random numbers when the work is thorough."""
         return "rng" in inspect.signature(self.function).parameters
@@ -79,6 +80,7 @@ class Metric:
             "meaning": self.meaning,
             "reference": self.reference,
             "range": self.range,
+            "when": "thorough" if self.thorough else "default",
         }
 
 

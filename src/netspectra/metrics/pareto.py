@@ -54,7 +54,7 @@ def fit_tail(x: np.ndarray) -> Tail | None:
         The fit, or None when there are fewer than two distinct values.
 
     Source: Clauset, Shalizi & Newman 2009, SIAM Review 51(4), arXiv 0706.1062. Cost: O(n log n) and a few hundred
-    points a surviving candidate: 1 to 7 ms for 4096 values where all candidates take 80 ms.
+    points a surviving candidate: 1 to 8 ms for 4096 values where all candidates take 80 ms.
 
     >>> tail = fit_tail(np.arange(1, 1001) ** -0.5)
     >>> tail.size, round(tail.alpha, 2)
@@ -97,17 +97,20 @@ def _ladder(x: np.ndarray) -> tuple[np.ndarray, Ladder]:
 def _least(ladder: Ladder) -> tuple[int, float]:
     """The candidate of least distance, and that distance."""
     logs, above, exponent = ladder
-    candidates = np.arange(1, len(logs))
-    best, least = -1, np.inf
+    candidates, best, least = np.arange(1, len(logs)), -1, np.inf
+    bound = np.zeros(len(candidates))
     for probes in PROBES:
         share = (np.arange(probes) + 0.5) / probes
         at = (candidates[:, None] * share).astype(int)
         law = np.exp(-exponent[candidates, None] * (logs[at] - logs[candidates, None]))
         bound = np.abs(above[at] / above[candidates, None] - law).max(axis=1)
         best, least = _better(ladder, int(candidates[bound.argmin()]), best, least)
-        candidates = candidates[bound <= least * SLACK]
-    for candidate in candidates:
-        best, least = _better(ladder, int(candidate), best, least)
+        able = bound <= least * SLACK
+        candidates, bound = candidates[able], bound[able]
+    for place in np.argsort(bound, kind="stable"):
+        if bound[place] > least * SLACK:  # so has every later one
+            break
+        best, least = _better(ladder, int(candidates[place]), best, least)
     return best, least
 
 

@@ -40,7 +40,7 @@ def alpha(s: Spectrum, rng: np.random.Generator | None = None) -> Value:
     the data (below 0.1 the tail is no power law; standard error at most 0.035), and other laws are compared. All of
     this takes the values for independent draws, which eigenvalues are not. Unknown below 20 values in the tail.
 
-    Cost: 1 to 7 ms for 4096 values; thorough some 400 times that.
+    Cost: 1 to 8 ms for 4096 values; thorough some 400 times that.
 
     >>> from netspectra.linalg.svd import svdvals
     >>> found = alpha(svdvals(np.diag(np.arange(1, 401) ** -0.25)))  # lambda_i ~ i^(-1/2): alpha = 3

@@ -295,9 +295,9 @@ def show_metrics(entries: Sequence[Mapping[str, str]]) -> None:
     """Print the glossary of metrics."""
     console = _console()
     for entry in entries:
-        console.print(
-            Text(entry["name"], style="bold"), Text(entry["formula"], style="cyan"), Text(f"({entry['range']})")
-        )
+        when = " with --thorough" if entry["when"] == "thorough" else ""
+        head = Text(entry["name"], style="bold"), Text(entry["formula"], style="cyan")
+        console.print(*head, Text(f"({entry['range']}){when}"))
         console.print(Text(f"  {entry['meaning']}"))
         console.print(Text(f"  {entry['reference']}", style="dim"))
 
