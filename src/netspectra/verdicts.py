@@ -139,7 +139,7 @@ def _ill_conditioned(case: Case) -> Finding:
 
 def _concentrated(case: Case) -> Finding:
     s = case.spectrum
-    share, threshold = (s.sigma_max**2 / s.frobenius2 if s.frobenius2 else 0.0), THRESHOLDS["concentrated"]
+    share, threshold = (1 / s.relative_energy if s.sigma_max else 0.0), THRESHOLDS["concentrated"]
     if len(s) < THRESHOLDS["concentrated from"] or share <= threshold:
         return None
     return f"one direction holds {share:.0%} of the energy", {"share": share, "threshold": threshold}
@@ -167,7 +167,7 @@ def _frequency(case: Case) -> Finding:
     lead = _lead(case)
     if lead is None or case.kind != "embedding" or lead[0] <= THRESHOLDS["frequency-direction"]:
         return None
-    share = case.spectrum.sigma_max**2 / case.spectrum.frobenius2
+    share = 1 / case.spectrum.relative_energy
     evidence = {"ratio": lead[0], "share": share, "threshold": THRESHOLDS["frequency-direction"]}
     return f"the embeddings share one direction, {lead[0]:.1f} times the next, {share:.0%} of the energy", evidence
 

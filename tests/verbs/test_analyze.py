@@ -123,17 +123,29 @@ def test_thorough_adds_what_costs_and_depends_on_the_seed_alone(tmp_path):
     assert repr(first.metrics["alpha"].detail) == repr(one["w0"].metrics["alpha"].detail)  # whatever else is asked
 
 
+PINNED = [
+    *("count", "sigma_max", "sigma_min", "spectral_norm", "frobenius_norm", "nuclear_norm", "condition_number"),
+    *("stable_rank", "effective_rank", "participation_ratio", "numerical_rank", "k50", "k90", "k99", "mp_edge"),
+    *("spikes", "gavish_donoho_rank", "alpha", "hill_alpha", "farms_alpha", "alpha_hat", "log_alpha_norm"),
+]
+
+
 def test_pinned_metric_names_are_given():
-    names = (
-        "count sigma_max sigma_min spectral_norm frobenius_norm nuclear_norm condition_number stable_rank "
-        "effective_rank participation_ratio numerical_rank k50 k90 k99 mp_edge spikes gavish_donoho_rank alpha "
-        "hill_alpha farms_alpha alpha_hat log_alpha_norm"
-    ).split()
     [weight] = ns.analyze({"w": torch.randn(50, 60)}, thorough=True).to_dict()["weights"]
-    assert set(names) <= set(weight["metrics"])
+    assert set(PINNED) <= set(weight["metrics"])
     assert {"value", "low", "high", "tail", "p"} <= set(weight["metrics"]["alpha"])
     assert all(isinstance(v, int | float | None) for name, v in weight["metrics"].items() if name != "alpha")
     assert {"edge", "strengths"} <= set(weight["details"]["spikes"])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1.0, 1e150, 1e290])
+def test_extreme_scales_change_no_finding(scale):
+    w = torch.diag(torch.arange(1, 61).double() ** -0.3)
+    here, there = (ns.analyze({"w": w * factor}, thorough=True)["w"] for factor in (1.0, scale))
+    assert [v.rule for v in here.verdicts] == [v.rule for v in there.verdicts]
+    for name in ("stable_rank", "alpha", "spikes", "farms_alpha", "twin_distance", "dead_units", "mp_distance", "k90"):
+        assert there.metrics[name] == pytest.approx(float(here.metrics[name]), rel=1e-6), name
+    assert there.metrics["frobenius_norm"] / scale == pytest.approx(float(here.metrics["frobenius_norm"]), rel=1e-12)
 
 
 def test_a_grouped_convolution_has_no_bulk():
@@ -207,8 +219,10 @@ def test_resume_refuses_a_changed_input(checkpoint, tmp_path, change):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"rank": 3}, {"accuracy": 1e-8}, {"include": "*attn*"}, {"metrics": ("count",)}, {"exclude": "conv*"}]
-    + [{"thorough": True}, {"seed": 1}],
+    [
+        *({"rank": 3}, {"accuracy": 1e-8}, {"include": "*attn*"}, {"metrics": ("count",)}, {"exclude": "conv*"}),
+        *({"thorough": True}, {"seed": 1}),
+    ],
 )
 def test_resume_refuses_changed_options(checkpoint, tmp_path, changed):
     ns.analyze(checkpoint, runfile=tmp_path / "job.run")

@@ -96,7 +96,16 @@ class Spectrum:
     @cached_property
     def floor(self) -> float:
         """Size below which a value cannot be told from the rounding of the stored dtype (see `rounding_floor`)."""
-        return rounding_floor(self.frobenius2, self.shape, self.dtype)
+        if not self.complete or self.sigma_max == 0:
+            return rounding_floor(self.frobenius2, self.shape, self.dtype)
+        return self.sigma_max * rounding_floor(self.relative_energy, self.shape, self.dtype)
+
+    @cached_property
+    def relative_energy(self) -> float:
+        """Sum of lambda over lambda_1, which neither over- nor underflows where the values are all known."""
+        if self.complete:
+            return float(np.sum((self.values / self.sigma_max) ** 2))
+        return self.frobenius2 / self.sigma_max**2
 
     @property
     def complete(self) -> bool:

@@ -87,7 +87,7 @@ def _told(tail: Tail | None, p: float | None, s: Spectrum) -> dict[str, Any]:
     return {
         "tail": tail.size,
         "p": p,
-        "xmin": tail.xmin * s.sigma_max**2,
+        "xmin": tail.xmin * s.sigma_max * s.sigma_max,  # may be inf; a power would raise
         "distance": tail.distance,
         "standard_error": tail.standard_error,
     }

@@ -61,11 +61,11 @@ def shuffled(matrix: Tensor, rng: np.random.Generator) -> Tensor:
 
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     long, short = max(matrix.shape), min(matrix.shape)
-    flat = matrix.detach().cpu().reshape(-1)
+    flat = matrix.detach().cpu().resolve_conj().reshape(-1)
     if flat.dtype.itemsize in bits:
         numbers = flat.view(bits[flat.dtype.itemsize]).numpy().copy()
     else:
-        numbers = flat.resolve_conj().numpy().copy()
+        numbers = flat.numpy().copy()
     numbers.sort()
     rng.shuffle(numbers)
     back = torch.from_numpy(numbers)
