@@ -82,7 +82,7 @@ class MetricsTable(Registered):
                 code(entry.name),
                 text(entry.formula),
                 text(entry.range),
-                [*marked(entry.meaning), *small(entry.reference)],
+                [*marked(entry.meaning + " With `--thorough`." * entry.thorough), *small(entry.reference)],
             ]
             for entry in METRICS.values()
         ]

@@ -78,6 +78,8 @@ def analyze(
     exclude: str | Sequence[str] = (),
     device: str | None = None,
     grid: int | None = None,
+    thorough: bool = False,
+    seed: int = 0,
     workers: int = 0,
     run: Run | None = None,
     runfile: str | Path | None = None,
@@ -87,13 +89,15 @@ def analyze(
 
     Args:
         origin: a live ``torch.nn.Module`` (it comes back untouched), a dict of tensors, or a checkpoint's path.
-        metrics: names of metrics, all by default; ``netspectra metrics`` lists them.
+        metrics: names of metrics, by default all that cost little; ``netspectra metrics`` lists them.
         rank: ranks k whose relative approximation error is wanted too (``metrics["relative_error_K"]``).
         accuracy: largest relative error of each singular value above the rounding floor of the stored dtype.
         include: patterns of names to take: globs, or ``re:`` and a regular expression.
         exclude: patterns of names to leave out.
         device: where to compute; by default where each tensor is.
         grid: input size for which convolutions are taken as operators; by default 64, 16 x 16 or 8 x 8 x 8.
+        thorough: also bootstrap intervals, p-values, FARMS and the randomised twin: several times the work.
+        seed: of the draws that thorough work takes.
         workers: threads, one weight each; by default one a processor.
         run: another engine than threads in this process.
         runfile: keep findings in this file as they come; given again, the job resumes.
@@ -124,6 +128,8 @@ def analyze(
         exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
         device=device,
         grid=grid,
+        thorough=thorough,
+        seed=seed,
     )
     source = open_source(origin)
     keep = RunFile.create_or_resume(runfile, job(source, options)) if runfile is not None else None

@@ -237,6 +237,7 @@ def glossary(names: Sequence[str]) -> list[dict[str, str]]:
                     "meaning": f"What the best approximation of rank {k} misses; an untrained layer is not low-rank.",
                     "reference": "Eckart & Young 1936, Psychometrika 1",
                     "range": "0 ... 1",
+                    "when": "--rank",
                 }
             )
     return entries
@@ -277,7 +278,12 @@ def _weight(record: Record) -> dict[str, Any]:
         "parameters": record.parameters,
         "spectrum": _spectrum(record.spectrum),
         **({"operator": _operator(record.operator)} if record.operator else {}),
-        "metrics": {name: _plain(value) for name, value in record.metrics.items()},
+        "metrics": {name: _plain(name, value) for name, value in record.metrics.items()},
+        "details": {
+            name: _strict(value.detail)
+            for name, value in record.metrics.items()
+            if value.detail and not _has_interval(name)
+        },
         "verdicts": [
             {"rule": v.rule, "level": v.level, "message": v.message, "evidence": _strict(v.evidence)}
             for v in record.verdicts
@@ -316,12 +322,16 @@ def _number(value: Value | None) -> float | int | None:
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)
 
 
-def _plain(value: Value) -> Any:
-    """A number, or an object with its interval for metrics that have one."""
+def _plain(name: str, value: Value) -> Any:
+    """A number; for the metrics that are nothing without their interval an object with it."""
     number = _number(value)
-    if not value.detail:
+    if not _has_interval(name):
         return number
     return {"value": number, "low": value.low, "high": value.high, **_strict(value.detail)}
+
+
+def _has_interval(name: str) -> bool:
+    return name in METRICS and METRICS[name].interval
 
 
 def _strict(data: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,15 +19,17 @@ __all__ = ["Registry"]
 class Registry(Mapping[str, T]):
     """A mapping from name to plug-in that imports every module of one package before its first answer.
 
-    Order: modules by name, entries as they stand in the file, whatever was imported first.
+    Order: the modules named first, then the others by name; entries as they stand in the file, whatever was imported
+    first.
 
     >>> from netspectra.metrics import METRICS
     >>> "stable_rank" in METRICS
     True
     """
 
-    def __init__(self, package: str, what: str) -> None:
-        """Describe the folder (a package name) and what one entry is called in messages."""
+    def __init__(self, package: str, what: str, *, first: Sequence[str] = ()) -> None:
+        """Describe the folder (a package name), what one entry is called in messages, which modules come first."""
+        self._first = tuple(f"{package}.{module}" for module in first)
         self._package = package
         self._what = what
         self._entries: dict[str, T] = {}
@@ -46,9 +48,13 @@ class Registry(Mapping[str, T]):
             package = importlib.import_module(self._package)
             for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
                 importlib.import_module(f"{self._package}.{module.name}")
-            self._entries = {name: self._entries[name] for name in sorted(self._entries, key=self._modules.__getitem__)}
+            self._entries = {name: self._entries[name] for name in sorted(self._entries, key=self._place)}
             self._complete = True
         return self._entries
+
+    def _place(self, name: str) -> tuple[int, str]:
+        module = self._modules[name]
+        return (self._first.index(module) if module in self._first else len(self._first)), module
 
     def __getitem__(self, name: str) -> T:
         """Return the entry, or raise a KeyError that lists the names there are."""

@@ -259,7 +259,14 @@ def _findings(record: Record) -> dict[str, Any]:
 
 def _outline(s: Spectrum) -> dict[str, Any]:
     """A spectrum without its values."""
-    return {"shape": s.shape, "frobenius2": s.frobenius2, "how": s.how, "dtype": s.dtype, "route": s.route}
+    return {
+        "shape": s.shape,
+        "frobenius2": s.frobenius2,
+        "how": s.how,
+        "dtype": s.dtype,
+        "route": s.route,
+        "blocks": s.blocks,
+    }
 
 
 def _filled(outline: dict[str, Any], values: bytes, error: bytes, seconds: float = 0.0) -> Spectrum:

@@ -98,7 +98,61 @@ def test_weights_and_functions_travel(checkpoint):
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         far = pool.apply(measure, (weight, options))
-    assert np.array_equal(far.spectrum.values, one.spectrum.values) and far.metrics == one.metrics
+    assert np.array_equal(far.spectrum.values, one.spectrum.values)
+    assert repr(far.metrics) == repr(one.metrics)  # NaN is not equal to itself
+
+
+# ---- thorough ------------------------------------------------------------------------------------------------------
+
+
+def with_tails():
+    return {f"w{i}": torch.diag(torch.arange(1, 61).double() ** (-0.2 - 0.1 * i)) for i in range(3)}
+
+
+def test_thorough_adds_what_costs_and_depends_on_the_seed_alone(tmp_path):
+    plain = ns.analyze(with_tails())
+    one = ns.analyze(with_tails(), thorough=True, seed=1, workers=1)
+    again = ns.analyze(with_tails(), thorough=True, seed=1, workers=3, runfile=tmp_path / "t.run")
+    other = ns.analyze(with_tails(), thorough=True, seed=2)
+    assert one.to_json() == again.to_json() != other.to_json()
+    assert Analysis.from_run(RunFile.read(tmp_path / "t.run")).to_json() == one.to_json()
+    assert set(one.metric_names) - set(plain.metric_names) == {"farms_alpha", "twin_distance"}
+    assert all(r.metrics["alpha"].detail["p"] is None for r in plain)
+    known = [r.metrics["alpha"] for r in one if r.metrics["alpha"].known]
+    assert known and all(0 <= alpha.detail["p"] <= 1 for alpha in known)
+    [first] = ns.analyze(with_tails(), thorough=True, seed=1, include="w0", metrics=["alpha"])
+    assert repr(first.metrics["alpha"].detail) == repr(one["w0"].metrics["alpha"].detail)  # whatever else is asked
+
+
+PINNED = [
+    *("count", "sigma_max", "sigma_min", "spectral_norm", "frobenius_norm", "nuclear_norm", "condition_number"),
+    *("stable_rank", "effective_rank", "participation_ratio", "numerical_rank", "k50", "k90", "k99", "mp_edge"),
+    *("spikes", "gavish_donoho_rank", "alpha", "hill_alpha", "farms_alpha", "alpha_hat", "log_alpha_norm"),
+]
+
+
+def test_pinned_metric_names_are_given():
+    [weight] = ns.analyze({"w": torch.randn(50, 60)}, thorough=True).to_dict()["weights"]
+    assert set(PINNED) <= set(weight["metrics"])
+    assert {"value", "low", "high", "tail", "p"} <= set(weight["metrics"]["alpha"])
+    assert all(isinstance(v, int | float | None) for name, v in weight["metrics"].items() if name != "alpha")
+    assert {"edge", "strengths"} <= set(weight["details"]["spikes"])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1.0, 1e150, 1e290])
+def test_extreme_scales_change_no_finding(scale):
+    w = torch.diag(torch.arange(1, 61).double() ** -0.3)
+    here, there = (ns.analyze({"w": w * factor}, thorough=True)["w"] for factor in (1.0, scale))
+    assert [v.rule for v in here.verdicts] == [v.rule for v in there.verdicts]
+    for name in ("stable_rank", "alpha", "spikes", "farms_alpha", "twin_distance", "dead_units", "mp_distance", "k90"):
+        assert there.metrics[name] == pytest.approx(float(here.metrics[name]), rel=1e-6), name
+    assert there.metrics["frobenius_norm"] / scale == pytest.approx(float(here.metrics["frobenius_norm"]), rel=1e-12)
+
+
+def test_a_grouped_convolution_has_no_bulk():
+    [record] = ns.analyze(torch.nn.Conv2d(64, 64, 3, groups=4))
+    assert "grouped" in record.metrics["spikes"].note and not record.metrics["dead_units"].known
+    assert record.metrics["stable_rank"].known
 
 
 # ---- run files -----------------------------------------------------------------------------------------------------
@@ -165,7 +219,11 @@ def test_resume_refuses_a_changed_input(checkpoint, tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"rank": 3}, {"accuracy": 1e-8}, {"include": "*attn*"}, {"metrics": ("count",)}, {"exclude": "conv*"}]
+    "changed",
+    [
+        *({"rank": 3}, {"accuracy": 1e-8}, {"include": "*attn*"}, {"metrics": ("count",)}, {"exclude": "conv*"}),
+        *({"thorough": True}, {"seed": 1}),
+    ],
 )
 def test_resume_refuses_changed_options(checkpoint, tmp_path, changed):
     ns.analyze(checkpoint, runfile=tmp_path / "job.run")

@@ -65,6 +65,7 @@ class Spectrum:
         error: absolute bound on the error of each value, in units of sigma; one per value.
         dtype: name of the dtype the matrix is stored in; decides the rounding floor.
         route: the algorithm that answered.
+        blocks: of how many diagonal blocks the matrix is made (grouped convolutions); 1 for one whole matrix.
         seconds: what it took; never exported.
     """
 
@@ -75,6 +76,7 @@ class Spectrum:
     how: How = "exact"
     dtype: str = "float64"
     route: str = ""
+    blocks: int = 1
     seconds: float = field(default=0.0, compare=False)
 
     def __len__(self) -> int:
@@ -94,7 +96,16 @@ class Spectrum:
     @cached_property
     def floor(self) -> float:
         """Size below which a value cannot be told from the rounding of the stored dtype (see `rounding_floor`)."""
-        return rounding_floor(self.frobenius2, self.shape, self.dtype)
+        if not self.complete or self.sigma_max == 0:
+            return rounding_floor(self.frobenius2, self.shape, self.dtype)
+        return self.sigma_max * rounding_floor(self.relative_energy, self.shape, self.dtype)
+
+    @cached_property
+    def relative_energy(self) -> float:
+        """Sum of lambda over lambda_1, which neither over- nor underflows where the values are all known."""
+        if self.complete:
+            return float(np.sum((self.values / self.sigma_max) ** 2))
+        return self.frobenius2 / self.sigma_max**2
 
     @property
     def complete(self) -> bool:

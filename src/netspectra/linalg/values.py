@@ -110,6 +110,7 @@ def union(spectra: Sequence[Spectrum], shape: tuple[int, int]) -> Spectrum:
         error[order],
         dtype=spectra[0].dtype if spectra else "float64",
         route=f"{len(spectra)} blocks: " + ", ".join(routes[:3]),
+        blocks=max(1, len(spectra)),
         seconds=sum(s.seconds for s in spectra),
     )
 

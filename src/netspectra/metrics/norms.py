@@ -43,7 +43,7 @@ def spectral_norm(s: Spectrum) -> float:
 @metric("Frobenius norm", formula="‖W‖_F = √(Σ σ²)", range="≥ 0", reference=TEXTBOOK, degree=1, needs="leading")
 def frobenius_norm(s: Spectrum) -> float:
     """Root of the total energy: what weight decay acts on. Not squared."""
-    return float(np.sqrt(s.frobenius2))
+    return s.sigma_max * float(np.sqrt(s.relative_energy)) if s.sigma_max > 0 else 0.0
 
 
 @metric("Nuclear norm", formula="‖W‖_* = Σ σ", range="≥ 0", reference=TEXTBOOK, degree=1)

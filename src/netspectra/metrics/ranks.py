@@ -21,7 +21,7 @@ from netspectra.record import Value
 )
 def stable_rank(s: Spectrum) -> float:
     """Number of directions as strong as the strongest that would hold all the energy; unmoved by tiny values."""
-    return s.frobenius2 / s.sigma_max**2 if s.sigma_max > 0 else Value.unknown("the matrix is zero")
+    return s.relative_energy if s.sigma_max > 0 else Value.unknown("the matrix is zero")
 
 
 @metric(

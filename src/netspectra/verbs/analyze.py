@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,7 @@ from netspectra.linalg.spectrum import Spectrum
 from netspectra.linalg.values import svdvals, union
 from netspectra.metrics import chosen, evaluate
 from netspectra.metrics.ranks import relative_error
-from netspectra.record import Record, Skipped, Value
+from netspectra.record import OperatorSpectrum, Record, Skipped, Value
 from netspectra.run import Run
 from netspectra.run.local import LocalRun
 from netspectra.runfile import RunFile
@@ -26,6 +27,9 @@ from netspectra.verbs.convolution import operator_spectrum
 from netspectra.verdicts import judge
 from netspectra.version import __version__
 from netspectra.weight import Selection, Source, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["AnalyzeOptions", "analyze", "job", "measure"]
 
@@ -35,13 +39,15 @@ class AnalyzeOptions:
     """What is asked of an analysis; part of a run file's identity.
 
     Attributes:
-        metrics: names from the registry, or None for all.
+        metrics: names from the registry, or None for all (those that cost much only with ``thorough``).
         ranks: ranks k whose relative approximation error is wanted.
         accuracy: largest relative error of each singular value above the rounding floor.
         include: patterns of weight names to take (glob, or ``re:`` and a regular expression); none means all.
         exclude: patterns to leave out.
         device: where to compute, as torch names it; None leaves each tensor where it is.
         grid: input size along every dimension for which convolutions are taken as operators; None for a default.
+        thorough: also bootstrap intervals and p-values, and the metrics that cost as much as the spectrum.
+        seed: of every draw; each weight and metric has a generator of its own, so that order and workers do not matter.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -51,6 +57,8 @@ class AnalyzeOptions:
     exclude: tuple[str, ...] = ()
     device: str | None = None
     grid: int | None = None
+    thorough: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -63,6 +71,8 @@ class AnalyzeOptions:
         for k in self.ranks:
             if k < 1:
                 raise InputRefused(f"--rank {k}: a rank is at least 1")
+        if self.seed < 0:
+            raise InputRefused(f"--seed {self.seed}: give a whole number from 0 on")
 
 
 def analyze(
@@ -131,17 +141,14 @@ def _left_out(source: Source, selection: Selection) -> list[Skipped]:
 def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
     """One weight's findings; what cannot be decomposed or read is skipped with the reason."""
     try:
-        if weight.factors:
-            B, A = weight.factors.load()
-            spectrum = product_svdvals(B, A, weight.factors.scale, device=options.device)
-            operator = None
-        else:
-            tensor = weight.part.load()
-            spectrum = _spectrum(weight, tensor, options)
-            operator = operator_spectrum(weight, tensor, spectrum, options.grid)
+        spectrum, operator, matrix = _decomposed(weight, options)
     except (NotDecomposable, InputRefused) as reason:
         return Skipped(weight.name, weight.part.shape, str(reason))
-    metrics = evaluate(chosen(options.metrics), spectrum)
+    wanted = chosen(options.metrics, thorough=options.thorough)
+    seed = (options.seed, zlib.crc32(weight.name.encode("utf-8", "surrogatepass"))) if options.thorough else None
+    # the rules see every default metric, so that a verdict does not depend on which columns were asked for
+    every = evaluate(dict.fromkeys((*chosen(), *wanted)), spectrum, matrix, seed=seed)
+    metrics = {entry.name: every[entry.name] for entry in wanted}
     for k in options.ranks:
         metrics[f"{RELATIVE_ERROR}{k}"] = Value(relative_error(spectrum, k))
     return Record(
@@ -154,16 +161,24 @@ def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
         metrics=metrics,
         aliases=weight.aliases,
         operator=operator,
-        verdicts=judge(spectrum, metrics),
+        verdicts=judge(spectrum, every, weight.kind),
         notes=(*weight.notes, *_remarks(spectrum, options)),
     )
 
 
-def _spectrum(weight: Weight, tensor: Tensor, options: AnalyzeOptions) -> Spectrum:
+def _decomposed(weight: Weight, options: AnalyzeOptions) -> tuple[Spectrum, OperatorSpectrum | None, Tensor | None]:
+    """The spectrum, of a convolution also the operator's, and the matrix where it is one piece."""
+    if weight.factors:
+        B, A = weight.factors.load()
+        return product_svdvals(B, A, weight.factors.scale, device=options.device), None, None
+    tensor = weight.part.load()
     blocks = weight.layout.blocks(tensor if options.device is None else tensor.to(options.device))
     if len(blocks) == 1:
-        return svdvals(blocks[0], accuracy=options.accuracy)
-    return union(svdvals_batch(blocks, accuracy=options.accuracy), weight.shape)
+        spectrum = svdvals(blocks[0], accuracy=options.accuracy)
+    else:
+        spectrum = union(svdvals_batch(blocks, accuracy=options.accuracy), weight.shape)
+    operator = operator_spectrum(weight, tensor, spectrum, options.grid)
+    return spectrum, operator, blocks[0] if len(blocks) == 1 else None
 
 
 def _remarks(spectrum: Spectrum, options: AnalyzeOptions) -> list[str]:
@@ -184,5 +199,5 @@ def _attached(finding: Record | Skipped, weight: Weight) -> Record | Skipped:
 
 def _told(options: AnalyzeOptions) -> dict[str, Any]:
     """The options as exports show them."""
-    names = [metric.name for metric in chosen(options.metrics)]
+    names = [metric.name for metric in chosen(options.metrics, thorough=options.thorough)]
     return {**{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}, "metrics": names}

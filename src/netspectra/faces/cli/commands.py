@@ -105,6 +105,11 @@ def analyze(
     grid: Annotated[
         int | None, typer.Option(metavar="N", help="Input size for convolutions as operators.", show_default="by kind")
     ] = None,
+    thorough: Annotated[
+        bool,
+        typer.Option("--thorough", help="Also bootstrap intervals, p-values, FARMS, the randomised twin: much slower."),
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of what --thorough draws.")] = 0,
     workers: Workers = 0,
     device: Device = None,
     strict: Strict = False,
@@ -127,6 +132,8 @@ def analyze(
         exclude=tuple(exclude or ()),
         device=device,
         grid=grid,
+        thorough=thorough,
+        seed=seed,
         workers=workers,
         quiet=quiet,
         known=tuple(fail_on or ()),

@@ -147,9 +147,14 @@ def _drawn(found: Analysis, columns: Mapping[str, list[str]], left: int) -> Tabl
     return table
 
 
+def _spoken(record: Record) -> list[Verdict]:
+    """What asks for a look; what only describes stays in the exports."""
+    return [verdict for verdict in record.verdicts if verdict.level != "ok"]
+
+
 def _verdicts(record: Record) -> Text:
     text = Text()
-    for verdict in record.verdicts:
+    for verdict in _spoken(record):
         text.append(("" if not text else ", ") + verdict.rule, style=STYLE[verdict.level])
     return text or Text("ok", style=STYLE["ok"])
 
@@ -158,7 +163,7 @@ def _stands_out(console: Console, found: Analysis) -> None:
     """One paragraph a rule: who, what, how sure the field is, what to do."""
     rules: dict[str, list[tuple[Record, Verdict]]] = {}
     for record in found:
-        for verdict in record.verdicts:
+        for verdict in _spoken(record):
             rules.setdefault(verdict.rule, []).append((record, verdict))
     for rule, said in sorted(rules.items(), key=lambda item: -LEVELS.index(item[1][0][1].level)):
         _, verdict = said[0]
@@ -290,9 +295,9 @@ def show_metrics(entries: Sequence[Mapping[str, str]]) -> None:
     """Print the glossary of metrics."""
     console = _console()
     for entry in entries:
-        console.print(
-            Text(entry["name"], style="bold"), Text(entry["formula"], style="cyan"), Text(f"({entry['range']})")
-        )
+        when = " with --thorough" if entry["when"] == "thorough" else ""
+        head = Text(entry["name"], style="bold"), Text(entry["formula"], style="cyan")
+        console.print(*head, Text(f"({entry['range']}){when}"))
         console.print(Text(f"  {entry['meaning']}"))
         console.print(Text(f"  {entry['reference']}", style="dim"))
 
