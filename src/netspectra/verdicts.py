@@ -330,7 +330,7 @@ RULES: tuple[Rule, ...] = (
         "ok",
         "heuristic",
         "Eckart & Young 1936, Psychometrika 1",
-        "the error of 0.316 counts weights, not outputs: try compress with calibration data",
+        "the error of 0.316 counts weights, not outputs: measure the outputs before believing it",
         _compressible,
     ),
 )
