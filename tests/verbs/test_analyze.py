@@ -18,7 +18,8 @@ import torch
 import netspectra as ns
 from netspectra.analysis import Analysis, _rounded_up
 from netspectra.record import Record, Skipped
-from netspectra.run.cost import working_set
+from netspectra.run import local
+from netspectra.run.cost import cores, working_set
 from netspectra.run.local import LocalRun, serial
 from netspectra.runfile import RunFile
 from netspectra.verbs.analyze import AnalyzeOptions, job, measure
@@ -65,6 +66,20 @@ def test_the_budget_holds_back_large_weights():
 
     found = list(LocalRun(workers=4, budget=budget)(watch, weights))
     assert most == 1 and sorted(name for _, name in found) == [w.name for w in weights]
+
+
+def test_giants_run_alone_with_every_processor(monkeypatch):
+    monkeypatch.setattr(local, "ALONE", 24 * 50**2)
+    weights = ns.open({"big": torch.randn(64, 64), **{f"w{i}": torch.randn(8, 8) for i in range(4)}}).weights
+
+    def look(weight):
+        return torch.get_num_threads()
+
+    for engine in (serial, LocalRun(workers=3)):
+        found = {weight.name: count for weight, count in engine(look, weights)}
+        assert found == {"big": cores(), **{f"w{i}": 1 for i in range(4)}}
+    tensors = {"a": torch.randn(200, 150), "b": torch.randn(30, 20)}
+    assert ns.analyze(tensors, workers=2).to_json() == ns.analyze(tensors, run=serial).to_json()
 
 
 def test_an_error_of_the_function_ends_the_run():

@@ -121,9 +121,9 @@ class LowRank:
         Vh: (k, n), orthonormal rows.
         frobenius2: squared Frobenius norm of the matrix it approximates.
         error: bound on each singular value's error, absolute.
-        residual: max over the triplets of ||A v - s u||, ||A^H u - s v||, relative to sigma_1; measured, not assumed.
+        residual: largest norm of ``A v - s u`` and ``A^H u - s v``, relative to sigma_1; measured, not assumed.
         route: the algorithm that answered.
-        orthogonality: largest entry of |U^H U - 1| and |Vh Vh^H - 1|; measured.
+        orthogonality: largest entry of ``U^H U - 1`` and ``Vh Vh^H - 1``; measured.
     """
 
     U: Tensor

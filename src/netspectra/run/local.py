@@ -19,23 +19,27 @@ R = TypeVar("R")
 
 __all__ = ["LocalRun", "serial"]
 
-SLACK = 512 << 20
+SLACK = 600 << 20
+ALONE = 1 << 30  # bytes of work beside the tensor from which a weight runs alone, with every processor to itself
 
 
 def serial(function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
     """One after another in this thread: the reference that every other engine must agree with."""
     with threads(1):
         for weight in weights:
-            yield weight, function(weight)
+            yield weight, _widely(function, weight) if _alone(weight) else function(weight)
 
 
 @dataclass(frozen=True)
 class LocalRun:
-    """Threads in this process.
+    """Threads in this process: many weights side by side with one BLAS thread each, giants one by one with all.
+
+    Which of the two depends on the weight's shape alone, so that the number of workers does not change a bit.
 
     Attributes:
         workers: how many; by default as many as there are processors.
-        budget: bytes that may be in work at a time; by default what the largest weight takes, plus half a gigabyte.
+        budget: bytes that may be in work at a time; by default twice the largest tensor, the square of its short side
+            at 24 bytes an entry, and 600 MB.
     """
 
     workers: int = 0
@@ -44,14 +48,26 @@ class LocalRun:
     def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
         """Apply ``function`` to every weight; large ones wait until their bytes fit beside those in work."""
         queue = list(weights)
-        budget = self.budget or max(map(working_set, queue), default=0) + SLACK
+        budget = self.budget or max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
         workers = self.workers or cores()
         with threads(1):
             pool = ThreadPoolExecutor(workers, "netspectra", _one_torch_thread)
             try:
-                yield from _drive(pool, function, queue, budget, workers)
+                yield from _drive(pool, function, [w for w in queue if not _alone(w)], budget, workers)
+                for giant in filter(_alone, queue):
+                    yield giant, _widely(function, giant)  # in this thread: OpenBLAS does not widen for another
             finally:  # an interrupted run does not wait for the weights in work
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _alone(weight: Weight) -> bool:
+    return working_set(weight) - weight.nbytes > ALONE
+
+
+def _widely(function: Callable[[Weight], R], weight: Weight) -> R:
+    """Run with every processor; only while nothing else runs, since the setting is the whole process's."""
+    with threads(cores()):
+        return function(weight)
 
 
 def _one_torch_thread() -> None:

@@ -13,11 +13,12 @@ __all__ = ["Forecast", "forecast"]
 SIZE = 384
 SHARE = 0.45  # of the product rate is reached by products and eigenvalues together, measured at 384 to 4096
 OVERHEAD = 2e-3
+BASE = 512 << 20  # the libraries, and buffers
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """An estimate, not a promise: seconds of wall time, bytes of memory beside the libraries' own."""
+    """An estimate, not a promise: seconds of wall time, bytes of memory in all."""
 
     seconds: float
     bytes: int
@@ -29,8 +30,8 @@ def forecast(source: Source) -> Forecast:
     rate = _flops_per_second()
     work = sum(flops(weight) / (SHARE * rate) + OVERHEAD for weight in source.weights)
     longest = max((flops(weight) / (SHARE * rate) for weight in source.weights), default=0.0)
-    largest = max(map(working_set, source.weights), default=0)
-    return Forecast(max(work / cores(), longest), largest + (512 << 20), cores())
+    largest = max((working_set(weight) + weight.nbytes for weight in source.weights), default=0)
+    return Forecast(max(work / cores(), longest), largest + BASE, cores())
 
 
 def _flops_per_second() -> float:
