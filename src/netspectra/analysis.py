@@ -260,9 +260,8 @@ def write_atomically(path: str | Path, text: str) -> None:
             os.umask(umask)
             os.chmod(temporary, 0o666 & ~umask)
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     except OSError as wrong:
         raise EnvironmentFailure(f"{path}: cannot be written: {wrong.strerror}") from None
 

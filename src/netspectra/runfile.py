@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,13 @@ class RunFile:
             EnvironmentFailure: another process is writing it, or the disk does not let us.
         """
         path = Path(path)
-        lock = _only_writer(path)
-        try:
+        with ExitStack() as undo:
+            lock = _only_writer(path)
+            undo.callback(_give_up, path, lock)
             run = cls(path, _connect(path, "rwc"), lock)
+            undo.callback(run._connection.close)
             run._begin(meta)
-        except BaseException:
-            _give_up(path, lock)
-            raise
+            undo.pop_all()
         return run
 
     def _begin(self, meta: Mapping[str, Any]) -> None:
