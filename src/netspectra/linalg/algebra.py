@@ -81,14 +81,8 @@ class Scaled(_Derived):
 
 
 @dataclass(frozen=True, eq=False)
-class Sum(_Derived):
-    """A + B: a weight and its low-rank adapter.
-
-    >>> import torch
-    >>> from netspectra.linalg.operator import Dense
-    >>> Sum(Dense(torch.eye(2)), Dense(torch.ones(2, 2))).matmat(torch.ones(2, 1)).T
-    tensor([[3., 3.]])
-    """
+class _Pair(_Derived):
+    """Two maps of one shape."""
 
     A: LinearOperator
     B: LinearOperator
@@ -96,7 +90,8 @@ class Sum(_Derived):
     def __post_init__(self) -> None:
         """Refuse parts that do not fit."""
         if self.A.shape != self.B.shape:
-            raise ValueError(f"a sum needs equal shapes, got {self.A.shape} and {self.B.shape}")
+            what = type(self).__name__.lower()
+            raise ValueError(f"a {what} needs equal shapes, got {self.A.shape} and {self.B.shape}")
 
     @property
     def _first(self) -> LinearOperator:
@@ -106,6 +101,16 @@ class Sum(_Derived):
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
         return self.A.shape
+
+
+class Sum(_Pair):
+    """A + B: a weight and its low-rank adapter.
+
+    >>> import torch
+    >>> from netspectra.linalg.operator import Dense
+    >>> Sum(Dense(torch.eye(2)), Dense(torch.ones(2, 2))).matmat(torch.ones(2, 1)).T
+    tensor([[3., 3.]])
+    """
 
     def matmat(self, X: Tensor) -> Tensor:
         """A X + B X."""
@@ -116,26 +121,8 @@ class Sum(_Derived):
         return self.A.rmatmat(Y) + self.B.rmatmat(Y)
 
 
-@dataclass(frozen=True, eq=False)
-class Difference(_Derived):
+class Difference(_Pair):
     """A - B: an update between two checkpoints, or what an approximation leaves out."""
-
-    A: LinearOperator
-    B: LinearOperator
-
-    def __post_init__(self) -> None:
-        """Refuse parts that do not fit."""
-        if self.A.shape != self.B.shape:
-            raise ValueError(f"a difference needs equal shapes, got {self.A.shape} and {self.B.shape}")
-
-    @property
-    def _first(self) -> LinearOperator:
-        return self.A
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        return self.A.shape
 
     def matmat(self, X: Tensor) -> Tensor:
         """A X - B X."""
