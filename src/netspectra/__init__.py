@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from netspectra.linalg.spectrum import Spectrum
     from netspectra.linalg.svd import svd
     from netspectra.linalg.values import svdvals
-    from netspectra.module_norm import operator_norm
+    from netspectra.live.norm import operator_norm
     from netspectra.run import Run
     from netspectra.sources import open
     from netspectra.weight import Weight
@@ -52,7 +52,7 @@ _HOME = {
     "open": "netspectra.sources",
     "svd": "netspectra.linalg.svd",
     "svdvals": "netspectra.linalg.values",
-    "operator_norm": "netspectra.module_norm",
+    "operator_norm": "netspectra.live.norm",
 }
 
 

@@ -17,7 +17,7 @@ from netspectra.linalg.density import spectral_density
 from netspectra.linalg.norm import golub_kahan_norm
 from netspectra.linalg.operator import BlockDiagonal, Dense, LinearOperator
 from netspectra.linalg.svd import svd
-from netspectra.module_norm import operator_norm
+from netspectra.live.norm import operator_norm
 
 GRIDS = {1: (11,), 2: (7, 6), 3: (4, 3, 4)}
 LAYERS = {

@@ -1,0 +1,1 @@
+"""What touches a running ``torch.nn.Module``: forwards, hooks, norms of layers. Whoever looks leaves no trace."""
