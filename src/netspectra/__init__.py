@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from netspectra.linalg.svd import svd
     from netspectra.linalg.values import svdvals
     from netspectra.live.norm import operator_norm
+    from netspectra.live.penalties import OrthogonalityPenalty, SpectralPenalty
     from netspectra.run import Run
     from netspectra.sources import open
+    from netspectra.verbs.train.normalize import normalize_, spectral_norm
     from netspectra.weight import Weight
 
 __all__ = [
@@ -33,11 +35,15 @@ __all__ = [
     "InputRefused",
     "NetspectraError",
     "NotDecomposable",
+    "OrthogonalityPenalty",
+    "SpectralPenalty",
     "Spectrum",
     "__version__",
     "analyze",
+    "normalize_",
     "open",
     "operator_norm",
+    "spectral_norm",
     "svd",
     "svdvals",
 ]
@@ -53,6 +59,10 @@ _HOME = {
     "svd": "netspectra.linalg.svd",
     "svdvals": "netspectra.linalg.values",
     "operator_norm": "netspectra.live.norm",
+    "OrthogonalityPenalty": "netspectra.live.penalties",
+    "SpectralPenalty": "netspectra.live.penalties",
+    "normalize_": "netspectra.verbs.train.normalize",
+    "spectral_norm": "netspectra.verbs.train.normalize",
 }
 
 

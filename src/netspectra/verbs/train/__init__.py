@@ -1,0 +1,1 @@
+"""Stable training: diagnose, initialise, normalize."""
