@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from netspectra.live.maps import LinearMap
+from netspectra.live.layers import linear_layers
 from netspectra.live.spectral import OperatorNorm
+from netspectra.weight import Selection
 
 __all__ = ["OrthogonalityPenalty", "SpectralPenalty"]
-
-Layers = Sequence[tuple[str, nn.Module, LinearMap]]
 
 
 class SpectralPenalty(nn.Module):
@@ -24,18 +22,18 @@ class SpectralPenalty(nn.Module):
 
     >>> layer = nn.Linear(3, 3)
     >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 1.0, 0.5])))
-    >>> from netspectra.live.maps import linear_map
-    >>> round(float(SpectralPenalty([("layer", layer, linear_map(layer))], target=2.0)()), 4)
+    >>> round(float(SpectralPenalty(layer, target=2.0)()), 4)
     1.0
     """
 
-    def __init__(self, layers: Layers, target: float = 1.0) -> None:
-        """Take layers as `netspectra.verbs.train.normalize.layers` finds them."""
+    def __init__(
+        self, model: nn.Module, batch: Any = None, *, target: float = 1.0, selection: Selection = Selection()
+    ) -> None:
+        """Take a model and the batch that shows the grids of its convolutions (see `live.layers.linear_layers`)."""
         super().__init__()
         self.target = target
-        self._layers = [
-            module for _, module, _ in layers
-        ]  # a list: nothing is registered twice
+        layers, _ = linear_layers(model, batch, selection)
+        self._layers = [module for _, module, _ in layers]  # a list: nothing is registered twice
         self.norms = nn.ModuleList(OperatorNorm(linear, cast(Tensor, module.weight)) for _, module, linear in layers)
 
     def forward(self) -> Tensor:
@@ -44,7 +42,7 @@ class SpectralPenalty(nn.Module):
             (norm(module.weight) - self.target).clamp_min(0).square()
             for module, norm in zip(self._layers, self.norms, strict=True)
         ]
-        return torch.stack(over).sum()
+        return torch.stack(over).sum() if over else torch.zeros(())
 
 
 class OrthogonalityPenalty(nn.Module):
@@ -55,15 +53,15 @@ class OrthogonalityPenalty(nn.Module):
 
     >>> layer = nn.Linear(4, 2)
     >>> _ = layer.weight.data.copy_(torch.eye(2, 4))
-    >>> from netspectra.live.maps import linear_map
-    >>> float(OrthogonalityPenalty([("layer", layer, linear_map(layer))])())
+    >>> float(OrthogonalityPenalty(layer)())
     0.0
     """
 
-    def __init__(self, layers: Layers, scale: float = 1.0) -> None:
-        """Take layers as `netspectra.verbs.train.normalize.layers` finds them."""
+    def __init__(self, model: nn.Module, *, scale: float = 1.0, selection: Selection = Selection()) -> None:
+        """Take a model: its Linear, Embedding and convolution weights."""
         super().__init__()
         self.scale = scale
+        layers, _ = linear_layers(model, None, selection)
         self._layers = [module for _, module, _ in layers]
 
     def forward(self) -> Tensor:
@@ -75,4 +73,4 @@ class OrthogonalityPenalty(nn.Module):
             gram = short @ short.mT
             target = self.scale**2 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
             total.append((gram - target).square().sum() / len(gram))
-        return torch.stack(total).sum()
+        return torch.stack(total).sum() if total else torch.zeros(())

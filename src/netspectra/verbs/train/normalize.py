@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -15,18 +14,15 @@ from torch.nn.utils import parametrizations, parametrize
 
 from netspectra.errors import InputRefused
 from netspectra.linalg.norm import dense_norm
-from netspectra.live.batches import call, tensors
+from netspectra.live.layers import default_grid, linear_layers
 from netspectra.live.maps import LinearMap, is_convolution, linear_map
 from netspectra.live.norm import norm_of
 from netspectra.live.spectral import Mode, OperatorNorm, OperatorNormalization
-from netspectra.live.untouched import untouched
 from netspectra.weight import Selection
 
 __all__ = ["LayerNorm", "Method", "NormalizeOptions", "Normalized", "layers", "normalize_", "spectral_norm"]
 
 Method = Literal["scale", "at most", "clip", "orthogonal"]
-# Input sizes of convolutions where no batch tells them: those of `netspectra analyze`.
-DEFAULT_GRID = {1: 64, 2: 16, 3: 8}
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ def normalize_(
     if options is not None and wanted:
         raise InputRefused("give options or their fields by name, not both")
     options = options or NormalizeOptions(**wanted)
-    found, skipped = layers(model, batch, Selection(options.include, options.exclude))
+    found, skipped = linear_layers(model, batch, Selection(options.include, options.exclude))
     if not found:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3]) or "it has no linear layer"
         raise InputRefused(f"{type(model).__name__}: nothing to normalize: {why}")
@@ -243,81 +239,9 @@ def spectral_norm(
     """
     if name != "weight":
         raise InputRefused(f"{name!r}: only 'weight' acts as one linear map")
-    linear = linear_map(module, input_shape or _default_grid(module))
+    linear = linear_map(module, input_shape or default_grid(module))
     _hold(module, linear, target, "equal", gain=False, accuracy=NormalizeOptions.accuracy)
     return module
-
-
-def layers(
-    model: nn.Module, batch: Any, selection: Selection
-) -> tuple[list[tuple[str, nn.Module, LinearMap]], list[tuple[str, str]]]:
-    """Every module of one linear map, with the map on the grid that the batch shows; and what is left alone, why."""
-    shapes = _input_shapes(model, batch) if batch is not None else {}
-    owners = Counter(
-        id(parameter)
-        for module in model.modules()
-        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-    )
-    found: list[tuple[str, nn.Module, LinearMap]] = []
-    skipped: list[tuple[str, str]] = []
-    for name, module in model.named_modules():
-        if not selection.accepts(name) or isinstance(module, parametrize.ParametrizationList):
-            continue
-        if not isinstance(getattr(module, "weight", None), Tensor) or cast(Tensor, module.weight).dim() < 2:
-            if reason := _other_weights(module):
-                skipped.append((name, reason))
-            continue
-        weight = cast(Tensor, module.weight)
-        if parametrize.is_parametrized(module, "weight"):
-            skipped.append((name, "its weight is parametrized already"))
-        elif owners[id(weight)] > 1:
-            skipped.append((name, "its weight is tied to another module's"))
-        elif is_convolution(module) and batch is not None and name not in shapes:
-            skipped.append((name, "the batch did not reach it, so the size of its input is unknown"))
-        else:
-            try:
-                found.append((name, module, linear_map(module, shapes.get(name) or _default_grid(module))))
-            except InputRefused as reason:
-                skipped.append((name, str(reason)))
-    return found, skipped
-
-
-def _other_weights(module: nn.Module) -> str:
-    """Why a module with matrices under other names is left alone; empty where it holds none of its own."""
-    own = [name for name, p in module.named_parameters(recurse=False) if p.dim() >= 2]
-    return f"{type(module).__name__} applies {', '.join(own[:3])} in its own way, not as one linear map" if own else ""
-
-
-def _default_grid(module: nn.Module) -> tuple[int, ...]:
-    if not is_convolution(module):
-        return ()
-    dims = cast(Tensor, module.weight).dim() - 2
-    return (DEFAULT_GRID[dims],) * dims
-
-
-def _input_shapes(model: nn.Module, batch: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of the largest input that each convolution sees."""
-    seen: dict[str, tuple[int, ...]] = {}
-    hooks = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-            shape = tuple(next(tensors(args)).shape)
-            if name not in seen or math.prod(shape) > math.prod(seen[name]):
-                seen[name] = shape
-
-        return see
-
-    for name, module in model.named_modules():
-        if is_convolution(module):
-            hooks.append(module.register_forward_pre_hook(watch(name)))
-    try:
-        with untouched(model), torch.no_grad():
-            call(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
 
 
 def _refusal(module: nn.Module, options: NormalizeOptions) -> str:
