@@ -34,7 +34,8 @@ def linear_layers(
         selection: of module names.
 
     Returns:
-        (name, module, map) each, in the order of the model; and (name, reason) of what holds a matrix but is left alone:
+        (name, module, map) each, in the order of the model; and (name, reason) of what holds a matrix but is left
+        alone:
         tied or parametrized weights, convolutions that the batch does not reach, and modules that use theirs otherwise.
     """
     shapes = _input_shapes(model, batch) if batch is not None else {}

@@ -20,7 +20,7 @@ from netspectra.live.norm import norm_of
 from netspectra.live.spectral import Mode, OperatorNorm, OperatorNormalization
 from netspectra.weight import Selection
 
-__all__ = ["LayerNorm", "Method", "NormalizeOptions", "Normalized", "layers", "normalize_", "spectral_norm"]
+__all__ = ["LayerNorm", "Method", "NormalizeOptions", "Normalized", "normalize_", "spectral_norm"]
 
 Method = Literal["scale", "at most", "clip", "orthogonal"]
 
