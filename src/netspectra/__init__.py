@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from netspectra.live.penalties import OrthogonalityPenalty, SpectralPenalty
     from netspectra.run import Run
     from netspectra.sources import open
+    from netspectra.verbs.train.lipschitz import lipschitz
     from netspectra.verbs.train.normalize import normalize_, spectral_norm
     from netspectra.weight import Weight
 
@@ -40,6 +41,7 @@ __all__ = [
     "Spectrum",
     "__version__",
     "analyze",
+    "lipschitz",
     "normalize_",
     "open",
     "operator_norm",
@@ -61,6 +63,7 @@ _HOME = {
     "operator_norm": "netspectra.live.norm",
     "OrthogonalityPenalty": "netspectra.live.penalties",
     "SpectralPenalty": "netspectra.live.penalties",
+    "lipschitz": "netspectra.verbs.train.lipschitz",
     "normalize_": "netspectra.verbs.train.normalize",
     "spectral_norm": "netspectra.verbs.train.normalize",
 }

@@ -24,7 +24,7 @@ DEFAULT_GRID = {1: 64, 2: 16, 3: 8}
 
 
 def linear_layers(
-    model: nn.Module, batch: Any, selection: Selection
+    model: nn.Module, batch: Any, selection: Selection, *, parametrized: bool = False
 ) -> tuple[list[tuple[str, nn.Module, LinearMap]], list[tuple[str, str]]]:
     """Find every module of one linear map.
 
@@ -32,11 +32,12 @@ def linear_layers(
         model: any module; it is run once on the batch, and comes back untouched.
         batch: shows the grids of convolutions, the largest counts; None for the default ones.
         selection: of module names.
+        parametrized: also those whose weight is parametrized.
 
     Returns:
         (name, module, map) each, in the order of the model; and (name, reason) of what holds a matrix but is left
-        alone:
-        tied or parametrized weights, convolutions that the batch does not reach, and modules that use theirs otherwise.
+        alone: tied or parametrized weights, convolutions that the batch does not reach, and modules that use theirs
+        otherwise.
     """
     shapes = _input_shapes(model, batch) if batch is not None else {}
     owners = Counter(
@@ -54,7 +55,7 @@ def linear_layers(
                 skipped.append((name, reason))
             continue
         weight = cast(Tensor, module.weight)
-        if parametrize.is_parametrized(module, "weight"):
+        if parametrize.is_parametrized(module, "weight") and not parametrized:
             skipped.append((name, "its weight is parametrized already"))
         elif owners[id(weight)] > 1:
             skipped.append((name, "its weight is tied to another module's"))
