@@ -23,6 +23,7 @@ SCRIPTS = (
     "overview.js",
     "table.js",
     "spectra.js",
+    "reading.js",
     "depth.js",
     "details.js",
     "page.js",

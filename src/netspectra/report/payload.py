@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from netspectra.report.curves import decimate, points_for, rounded
+from netspectra.report.curves import decimate, density, points_for, rounded
 
 __all__ = ["payload"]
 
@@ -64,6 +64,10 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _metric_names(weights: Sequence[Mapping[str, Any]], glossary: Sequence[Mapping[str, str]]) -> list[str]:
     """Names of the metrics that occur: in the order of the glossary, then as they come."""
     found = dict.fromkeys(name for weight in weights for name in weight.get("metrics") or {})
@@ -83,11 +87,12 @@ def _row(
         "parameters": plain(weight.get("parameters")),
         "spectrum": _spectrum(weight.get("spectrum") or {}, grids, points),
         "metrics": [plain(metrics.get(name)) for name in names],
+        "density": density((weight.get("spectrum") or {}).get("values"), _number(metrics.get("mp_edge"))),
     }
     if operator := weight.get("operator"):
         extra = {k: plain(v) for k, v in operator.items() if k not in ("values", "error", "how")}
         row["operator"] = {**_spectrum(operator, grids, points), "extra": extra}
-    for key in ("aliases", "verdicts", "notes", "delta"):
+    for key in ("aliases", "verdicts", "notes", "delta", "details"):
         if weight.get(key):
             row[key] = plain(weight[key])
     return row

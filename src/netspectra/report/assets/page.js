@@ -115,6 +115,7 @@ function drawPage() {
 function drawCharts() {
   const root = document.documentElement;
   spectra.start();
+  reading.start();
   depth.start();
   followHash();
   requestAnimationFrame(() => requestIdleCallback(() => {
