@@ -10,18 +10,22 @@ import numpy as np
 
 from netspectra.report.curves import decimate, density, points_for, rounded
 
-__all__ = ["payload"]
+__all__ = ["SCENE_DEPTH", "payload", "plain"]
 
 METRIC_DIGITS = 7
 DEPTH = 6
+SCENE_DEPTH = 8
 
 
-def payload(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def payload(
+    document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]], geometry: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Everything the page shows: spectra decimated and on shared index grids, metrics by position.
 
     Args:
         document: the JSON of an analysis (schema 1).
         glossary: entries with name, title, formula, meaning, reference, range.
+        geometry: of chosen weights, each as `Geometry.to_dict` gives it.
     """
     weights: Sequence[Mapping[str, Any]] = document.get("weights") or []
     names = _metric_names(weights, glossary)
@@ -40,6 +44,7 @@ def payload(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) 
         "skipped": [
             [_text(s.get("name")), plain(s.get("shape")), _text(s.get("reason"))] for s in document.get("skipped") or []
         ],
+        "geometry": [plain(each, SCENE_DEPTH) for each in geometry],
     }
 
 
