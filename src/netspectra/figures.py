@@ -93,13 +93,16 @@ def _bulk(figure: go.Figure, record: Record) -> None:
         at = np.linspace(max(0.0, math.sqrt(N) - math.sqrt(M)), math.sqrt(N) + math.sqrt(M), 200)
         share = np.diff(mp_cdf(at**2 / N, M / N)) / (np.diff(at) * noise)
         figure.add_scatter(x=(at[:-1] + at[1:]) / 2 * noise, y=share, mode="lines", line_color=RED)
-        figure.add_vline(x=edge, line={"color": RED, "dash": "dot"}, col=1)
+        _upright(figure, edge, RED)
     if spikes is not None:
         calibrated = float(record.metrics["spikes"].detail["edge"])
-        figure.add_vline(x=calibrated, line={"color": GREY, "dash": "dash"}, col=1)
+        _upright(figure, calibrated, GREY)
         beyond = values[(values > calibrated) & (values <= end)]
         figure.add_scatter(
-            x=beyond, y=np.zeros(len(beyond)), mode="markers", marker={"symbol": "triangle-up", "color": GREEN, "size": 7}
+            x=beyond,
+            y=np.zeros(len(beyond)),
+            mode="markers",
+            marker={"symbol": "triangle-up", "color": GREEN, "size": 7},
         )
     hidden = int(np.count_nonzero(values > end))
     if hidden:
@@ -131,12 +134,17 @@ def _tail(figure: go.Figure, record: Record) -> None:
             x=[start, 1], y=[share, y1], mode="lines", line_width=0, fill=fill, fillcolor=BAND, row=1, col=2
         )
     figure.add_scatter(x=[start, 1], y=[share, end[2]], mode="lines", line_color=RED, row=1, col=2)
-    figure.add_vline(x=start, line={"color": GREY, "dash": "dot"}, row=1, col=2)
+    _upright(figure, start, GREY, "2")
     text = f"α = {alpha:.2f} ({low:.2f} … {high:.2f}), {alpha.detail['tail']} values"
     figure.add_annotation(
         x=0.02, xref="x2 domain", y=0.04, yref="y2 domain", xanchor="left", showarrow=False, text=text
     )
     figure.update_xaxes(range=[math.log10(max(float(x.min()), start * 1e-3)) - 0.1, 0.1], col=2)
+
+
+def _upright(figure: go.Figure, x: float, colour: str, axis: str = "") -> None:
+    line = {"color": colour, "dash": "dash", "width": 1.5}
+    figure.add_shape(x0=x, x1=x, xref=f"x{axis}", y0=0, y1=1, yref=f"y{axis} domain", line=line)
 
 
 def _known(record: Record, name: str) -> float | None:
@@ -145,7 +153,7 @@ def _known(record: Record, name: str) -> float | None:
 
 
 def depth(records: Sequence[Record], metric: str) -> go.Figure:
-    """One metric of every weight against its place in the checkpoint, a line a kind, with intervals where it has any."""
+    """One metric of every weight against its place in the checkpoint: a line a kind, with intervals where there are."""
     import plotly.graph_objects as go
 
     if not any(metric in record.metrics for record in records):
@@ -188,18 +196,15 @@ def steps(scene: Mapping[str, Any]) -> go.Figure:
     inputs = scene.get("inputs")
     titles = ("x", "Vᵀ x: turned", "S Vᵀ x: stretched", "U S Vᵀ x: turned")
     figure = make_subplots(rows=2 if inputs else 1, cols=4, column_titles=titles, horizontal_spacing=0.05)
-    sigma = np.array(scene["sigma"])
+    sigma = np.array(scene["sigma"])[:2]
     d = len(sigma)
-    into, out = (np.array(scene["sphere"][key]) for key in ("into", "out"))
+    into, out = (_flat(scene["sphere"][key][end], d) for key, end in (("into", 0), ("out", -1)))
     turns = np.linspace(0, 2 * math.pi, 121)
-    circle = np.zeros((len(turns), d))
-    circle[:, 0] = np.cos(turns)
-    circle[:, 1:2] = np.sin(turns)[:, None]
-    arrows = np.eye(d)[: min(2, d)]
-    views = [(into[0], np.ones(d)), (into[-1], np.ones(d)), (out[0], sigma), (out[-1], sigma)]
+    circle = np.stack([np.cos(turns), np.sin(turns)], axis=1)[:, :d]
+    views = [(into, np.ones(d)), (np.eye(d), np.ones(d)), (np.eye(d), sigma), (out, sigma)]
     for col, (frame, sizes) in enumerate(views, 1):
         _add_points(figure, (circle * sizes) @ frame, 1, col, mode="lines", line_color=BLUE)
-        for i, tip in enumerate((arrows * sizes) @ frame):
+        for i, tip in enumerate((np.eye(d) * sizes) @ frame):
             line = {"color": (RED, GREEN)[i], "width": 2.5}
             name = f"{'v' if col < 3 else 'u'}{'₁₂'[i]}"
             ends = np.stack([np.zeros(d), tip])
@@ -215,6 +220,12 @@ def steps(scene: Mapping[str, Any]) -> go.Figure:
     for place in range(1, (8 if inputs else 4) + 1):
         figure.update_layout({f"yaxis{place}": {"scaleanchor": f"x{place}", "nticks": 5}})
     return figure
+
+
+def _flat(frame: Any, d: int) -> np.ndarray:
+    """The turn of the plane that is nearest to a turn of space."""
+    u, _, vh = np.linalg.svd(np.array(frame)[:d, :d])
+    return u @ vh
 
 
 def _add_points(figure: go.Figure, points: np.ndarray, row: int, col: int, **look: Any) -> None:

@@ -371,5 +371,5 @@ function directionTable(data) {
 /** What is said of a weight in a line: sizes, the usual stretch, that of the inputs. */
 function geometryLead(data) {
   const given = data.inputs_stretch === null ? "" : `; ${visible(data.inputs_are)}, ${number(data.inputs_stretch, 3)} times`;
-  return `${visible(data.kind)}, ${counted(data.shape[1], "input")} to ${counted(data.shape[0], "output")}. A random input is stretched ${number(data.typical, 3)} times${given} (root mean square). The three axes of the sphere hold ${number(100 * data.shown["the weight"], 3)} % of the weight's energy.`;
+  return `${visible(data.kind)}, ${counted(data.shape[1], data.tokens ? "token" : "input")} to ${counted(data.shape[0], "output")}. A random input is stretched ${number(data.typical, 3)} times${given} (root mean square). The three axes of the sphere hold ${number(100 * data.shown["the weight"], 3)} % of the weight's energy.`;
 }

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from netspectra.errors import InputRefused, NotDecomposable
-from netspectra.verbs.geometry.frames import axes_frame, facing, path, principal_frame
-from netspectra.verbs.geometry.inputs import Inputs, as_inputs
-from netspectra.verbs.geometry.result import Direction, Geometry
 from netspectra.linalg.product import Factored, product_svd
 from netspectra.linalg.svd import svd
 from netspectra.record import Record
+from netspectra.verbs.geometry.frames import axes_frame, facing, path, principal_frame
+from netspectra.verbs.geometry.inputs import Inputs, as_inputs
+from netspectra.verbs.geometry.result import Direction, Geometry
 from netspectra.weight import Source, Weight
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def geometry(
         name=layer.name,
         kind=layer.kind,
         shape=(m, n),
+        tokens=given is not None and given.tokens,
         directions=_directions(factors, V, U, seen),
         typical=typical,
         inputs_stretch=None if seen is None else seen.stretch,
@@ -84,7 +85,9 @@ def one_of(source: Source, name: str = "") -> Weight:
     if not name:
         if len(source.weights) == 1:
             return source.weights[0]
-        raise InputRefused(f"{source.path} has {len(source.weights)} weights: name one; 'netspectra inspect' lists them")
+        raise InputRefused(
+            f"{source.path} has {len(source.weights)} weights: name one; 'netspectra inspect' lists them"
+        )
     for weight in source.weights:
         if name in (weight.name, *weight.aliases):
             return weight
@@ -228,13 +231,14 @@ def _directions(factors: LowRank, V: np.ndarray, U: np.ndarray, seen: _Seen | No
         length = float(np.linalg.norm(mean))
         mean = mean / length if length > 1e-9 * math.sqrt(seen.energy / len(seen.inputs)) else None
     total = float(np.sum(seen.outputs**2)) if seen is not None else 0.0
+    tokens = seen is not None and seen.given.tokens
     return tuple(
         Direction(
             sigma=float(sigma[i]),
             weight_energy=_share(float(sigma[i] ** 2), factors.frobenius2),
             input_energy=None if seen is None else _share(float(np.sum(seen.along_v[:, i] ** 2)), seen.energy),
             output_energy=None if seen is None else _share(float(np.sum(seen.along_u[:, i] ** 2)), total),
-            turn=_angle(float(V[:, i] @ U[:, i])) if len(V) == len(U) else None,
+            turn=_angle(float(V[:, i] @ U[:, i])) if len(V) == len(U) and not tokens else None,
             mean_angle=None if mean is None else _angle(float(mean @ V[:, i])),
             inputs=_strongest(V[:, i]),
             outputs=_strongest(U[:, i]),

@@ -52,7 +52,8 @@ class Geometry:
     Attributes:
         name: of the weight.
         kind: linear, conv2d, embedding, ...
-        shape: (m, n) of the map, outputs by inputs. An embedding that looks tokens up maps tokens to vectors.
+        shape: (m, n) of the map, outputs by inputs.
+        tokens: whether the inputs are tokens that an embedding looks up: n of them, each an axis of its own.
         directions: the leading singular triplets, at most eight; the picture shows the first three.
         typical: root mean square stretch of a random input, ||W||_F / sqrt(n).
         inputs_stretch: root mean square stretch of the given inputs; None without.
@@ -66,6 +67,7 @@ class Geometry:
     name: str
     kind: str
     shape: tuple[int, int]
+    tokens: bool
     directions: tuple[Direction, ...]
     typical: float
     inputs_stretch: float | None
@@ -88,6 +90,7 @@ class Geometry:
             "name": self.name,
             "kind": self.kind,
             "shape": list(self.shape),
+            "tokens": self.tokens,
             "directions": [asdict(direction) for direction in self.directions],
             "typical": self.typical,
             "inputs_stretch": self.inputs_stretch,
@@ -96,6 +99,10 @@ class Geometry:
             "notes": list(self.notes),
             "scene": dict(self.scene),
         }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":")) + "\n"
 
     def to_html(self) -> str:
         """The interactive page as text: complete in itself, it loads nothing."""
@@ -110,7 +117,7 @@ class Geometry:
         if suffix == ".html":
             write_atomically(path, self.to_html())
         elif suffix == ".json":
-            write_atomically(path, json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":")) + "\n")
+            write_atomically(path, self.to_json())
         elif suffix in (".png", ".svg", ".pdf"):
             from netspectra.figures import save_figure
 
@@ -121,7 +128,7 @@ class Geometry:
     def __str__(self) -> str:
         """Say in a table which directions are stretched, by how much, and what the inputs have of them."""
         m, n = self.shape
-        lines = [f"{self.name}: {self.kind}, {n} inputs to {m} outputs"]
+        lines = [f"{self.name}: {self.kind}, {n} {'tokens' if self.tokens else 'inputs'} to {m} outputs"]
         given = "" if self.inputs_stretch is None else f"; {self.inputs_are}: {self.inputs_stretch:.3g} times"
         lines.append(f"a random input is stretched {self.typical:.3g} times (root mean square){given}")
         wide = self.inputs_stretch is not None
