@@ -46,7 +46,7 @@ def test_numbers_are_those_of_the_dense_svd(shape):
 def test_the_scene_shows_each_step_as_it_is():
     W, X = gaussian(20, 30), gaussian(15, 30, seed=1)
     scene = ns.geometry(W, X).scene
-    U, S, Vh = np.linalg.svd(W.numpy(), full_matrices=False)
+    _, S, Vh = np.linalg.svd(W.numpy(), full_matrices=False)
     inputs = scene["inputs"]
     turned = np.array(inputs["before"]) @ np.array(inputs["into"][-1])
     stretched = np.array(inputs["after"]) @ np.array(inputs["out"][0])
