@@ -730,10 +730,10 @@ def test_geometry_strings_run_nothing(visit: Any) -> None:
 
 @pytest.mark.browser
 def test_a_report_shows_the_geometries_asked_for(visit: Any) -> None:
-    plain = visit(transformer(1)).page
+    plain = visit(transformer(2)).page
     assert not plain.locator("#geometry").is_visible()
     both = [looked_at(name="one"), looked_at(name="two", kind="other")]
-    page = visit(render(transformer(1), GLOSSARY, both), reduced_motion="reduce").page
+    page = visit(render(transformer(2), GLOSSARY, both), reduced_motion="reduce").page
     assert page.locator(".bar a[href='#geometry']").is_visible()
     assert page.inner_text("#geometry-hint").startswith("linear, 12 inputs to 12 outputs")
     page.locator("#geometry-controls select").select_option(label="two")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "EnvironmentFailure",
+    "Geometry",
     "InputRefused",
     "NetspectraError",
     "NotDecomposable",
@@ -47,6 +48,7 @@ __all__ = [
 _HOME = {
     "Analysis": "netspectra.analysis",
     "EnvironmentFailure": "netspectra.errors",
+    "Geometry": "netspectra.verbs.geometry",
     "InputRefused": "netspectra.errors",
     "NetspectraError": "netspectra.errors",
     "NotDecomposable": "netspectra.errors",

@@ -24,6 +24,8 @@ BINS = 60
 BEYOND = 2.5  # times the edge of the noise bulk: as far as a histogram goes
 BLUE, RED, GREEN, GREY, BAND = "#0072b2", "#d55e00", "#009e73", "#8a929c", "rgba(213, 94, 0, 0.16)"
 
+INKS = (BLUE, RED, GREEN, "#b8568f", "#c98a00", "#4a9fd4", "#6b4fa0", "#5c5f66", "#7a3b00", "#a3c644")
+
 
 def log_grid(count: int, points: int = POINTS) -> np.ndarray:
     """Indices 0 ... count - 1 thinned to about ``points``, evenly on a log axis, both ends kept.
@@ -71,8 +73,9 @@ def bulk_and_tail(record: Record) -> go.Figure:
         _tail(figure, record)
     figure.update_xaxes(title="singular value σ", col=1)
     figure.update_yaxes(title="density", rangemode="tozero", col=1)
-    figure.update_xaxes(type="log", title="λ / λ₁", exponentformat="power", col=2)
-    figure.update_yaxes(type="log", title="share of the λ at least as large", exponentformat="power", col=2)
+    log = {"type": "log", "exponentformat": "power", "dtick": 1}
+    figure.update_xaxes(title="λ / λ₁", **log, col=2)
+    figure.update_yaxes(title="share of the λ at least as large", **log, col=2)
     figure.update_layout(template="plotly_white", showlegend=False, bargap=0, title=record.name, height=420)
     return figure
 
@@ -125,6 +128,8 @@ def _tail(figure: go.Figure, record: Record) -> None:
     inside = x >= start * (1 - 1e-9)
     for shown, colour in ((~inside, GREY), (inside, BLUE)):
         figure.add_scatter(x=x[shown], y=y[shown], mode="markers", marker={"color": colour, "size": 4}, row=1, col=2)
+    least = max(float(x.min()), 1e-3 * min(start, 1.0) if low is not None else 1e-5)
+    figure.update_xaxes(range=[math.log10(least) - 0.1, 0.1], col=2)
     if alpha is None or low is None or high is None:
         return
     share = alpha.detail["tail"] / len(values)
@@ -139,7 +144,6 @@ def _tail(figure: go.Figure, record: Record) -> None:
     figure.add_annotation(
         x=0.02, xref="x2 domain", y=0.04, yref="y2 domain", xanchor="left", showarrow=False, text=text
     )
-    figure.update_xaxes(range=[math.log10(max(float(x.min()), start * 1e-3)) - 0.1, 0.1], col=2)
 
 
 def _upright(figure: go.Figure, x: float, colour: str, axis: str = "") -> None:
@@ -237,7 +241,7 @@ def _marker(labels: Sequence[str] | None) -> dict[str, Any]:
     kinds = sorted(set(labels)) if labels else []
     if not labels or len(kinds) > 16:
         return {"size": 4, "color": BLUE, "opacity": 0.6}
-    return {"size": 4, "color": [kinds.index(label) for label in labels], "colorscale": "Turbo", "opacity": 0.8}
+    return {"size": 4, "color": [INKS[kinds.index(label) % len(INKS)] for label in labels], "opacity": 0.8}
 
 
 def save_figure(figure: go.Figure, path: Path) -> None:
