@@ -29,7 +29,15 @@ def printable(text: str, limit: int = 200) -> str:
 def refuse(path: Path | str, what: str, field: str = "") -> NoReturn:
     """Raise the one-line refusal ``FILE: FIELD: what``."""
     middle = f"{printable(field)}: " if field else ""
-    raise InputRefused(f"{printable(str(path))}: {middle}{what}")
+    raise InputRefused(f"{printable(str(path))}: {middle}{printable(what, 500)}")
+
+
+def _encodes(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Guard:
         dimensions: most axes of one tensor.
         name_bytes: longest tensor name.
         numel: most numbers in one tensor.
+        file_name_bytes: longest name of a file that an index names.
         shards: most files of one checkpoint.
         records: most records of a zip archive.
         pickle_steps: most opcodes of one pickle (about 55 a tensor; each costs a microsecond and up to 150 bytes).
@@ -63,6 +72,7 @@ class Guard:
     dimensions: int = 16
     name_bytes: int = 65_536
     numel: int = 2**50
+    file_name_bytes: int = 255
     shards: int = 10_000
     records: int = 1_000_000
     pickle_steps: int = 5_000_000
@@ -96,8 +106,13 @@ class Guard:
         """
         if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
             refuse(folder, f"names the file {printable(repr(name))}, allowed are plain file names", "index")
+        if len(name.encode("utf-8", "surrogatepass")) > self.file_name_bytes or not _encodes(name):
+            refuse(folder, f"names the file {printable(repr(name))}, which no file can be called", "index")
         path = folder / name
-        target, home = path.resolve(), folder.resolve()
+        try:
+            target, home = path.resolve(), folder.resolve()
+        except (OSError, RuntimeError):
+            refuse(path, "is a link that leads round in a circle")
         cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
         if target.parent not in (home, cache):
             refuse(path, "is a link out of the folder; copy the file into it")
