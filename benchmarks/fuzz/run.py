@@ -21,11 +21,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.attacks.mutate import spoil
+from tests.attacks.seeds import SEEDS, plant
+
 import netspectra as ns
 from benchmarks.results import keep, table
 from netspectra.sources import FORMATS
-from tests.attacks.mutate import spoil
-from tests.attacks.seeds import SEEDS, plant
 
 HERE = Path(__file__).parent
 MILLION = (("safetensors", "file"), ("gguf", "file"))
