@@ -10,6 +10,11 @@ from them. Everything here is loaded when it is first used.
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and "-m netspectra" in " ".join(sys.orig_argv) and not sys.flags.safe_path:
+    del sys.path[0]  # the current folder, which may be a stranger's checkpoint with a torch.py in it
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -44,11 +44,16 @@ def spectra(records: Sequence[Record]) -> go.Figure:
         grid = log_grid(len(record.spectrum))
         values = record.spectrum.values[grid]
         shown = values > 0
-        figure.add_scatter(x=grid[shown] + 1, y=values[shown], name=record.name, mode="lines")
+        figure.add_scatter(x=grid[shown] + 1, y=values[shown], name=_plain(record.name), mode="lines")
     figure.update_xaxes(type="log", title="index")
     figure.update_yaxes(type="log", title="singular value", exponentformat="power")
     figure.update_layout(template="plotly_white", legend={"font": {"size": 10}}, margin={"t": 30})
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name as plotly shows it: in its texts a few tags act, links among them."""
+    return name.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def save_figure(figure: go.Figure, path: Path) -> None:
