@@ -9,7 +9,7 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures"}
+MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures", "findings"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -19,12 +19,13 @@ ALLOWED = {
     "metrics": GROUND | {"metrics"},
     "verdicts": GROUND,
     "weight": GROUND | {"weight"},
-    "runfile": GROUND | {"runfile"},
+    "findings": GROUND,
+    "runfile": GROUND | {"findings", "runfile"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND,
     "live": GROUND | {"weight", "live"},
     "report": {"record", "report"},
-    "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
+    "analysis": GROUND | {"metrics", "findings", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs", "live"},

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.findings import META, check
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.metrics import METRICS
 from netspectra.record import LEVELS, OperatorSpectrum, Record, Skipped, Value
@@ -61,7 +62,7 @@ class Analysis:
     @classmethod
     def from_run(cls, run: RunFile) -> Analysis:
         """Collect what a run file holds; of a monitor's file, the last step."""
-        meta = run.meta
+        meta = check(run.meta, META, f"{run.path}: the description of the job")
         rows = list(run.rows())
         last = max((step for step, _, _ in rows if step is not None), default=None)
         found = [finding for step, _, finding in rows if step == last]

@@ -118,6 +118,10 @@ class Guard:
             refuse(path, "is a link out of the folder; copy the file into it")
         return path
 
+    def found(self, folder: Path, pattern: str) -> list[Path]:
+        """Files of a folder by a glob, sorted; those that are links out of it are refused as `inside` does."""
+        return [self.inside(folder, path.name) for path in sorted(folder.glob(pattern))]
+
     def shape(self, path: Path, tensor: str, shape: Any) -> tuple[int, ...]:
         """Check a shape: few axes, whole sizes, a product within limits."""
         if not isinstance(shape, list | tuple) or len(shape) > self.dimensions:

@@ -100,7 +100,11 @@ def analyze(
         raise InputRefused(f"{source.path}: {why}; 'netspectra inspect' lists what a checkpoint holds")
     places = {id(weight): position for position, weight in wanted.items()}
     found = dict(runfile.found()) if runfile else {}
-    for position in found:
+    for position, finding in found.items():
+        if position not in wanted or wanted[position].name != finding.name:
+            raise InputRefused(
+                f"{runfile and runfile.path}: row {position} is of another job: damaged? Name a new file"
+            )
         progress(wanted[position])
     open_ = [weight for position, weight in wanted.items() if position not in found]
     for weight, finding in run(partial(measure, options=options), open_):
@@ -145,7 +149,7 @@ def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
         spectrum, operator, matrix = _decomposed(weight, options)
     except (NotDecomposable, InputRefused) as reason:
         return Skipped(weight.name, weight.part.shape, str(reason))
-    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as reason:
+    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as reason:  # pyright: ignore[reportPrivateImportUsage]
         why = str(reason).splitlines()[0][:200]
         return Skipped(weight.name, weight.part.shape, f"the numerical library gave up: {why}")
     except (MemoryError, RuntimeError) as reason:

@@ -35,7 +35,7 @@ def data_only() -> None:
 
 
 def drain() -> OSError | None:
-    """Write out what is buffered; what cannot be written is dropped, so that nothing fails at exit, and the reason given."""
+    """Write out what is buffered; give the reason why that failed, and drop the rest so that nothing fails at exit."""
     failed: OSError | None = None
     for stream in (sys.stdout, sys.stderr):
         try:
