@@ -23,7 +23,7 @@ from benchmarks.results import Timing, in_turn, keep, table
 from netspectra.linalg.svd import svdvals
 from netspectra.metrics import METRICS, chosen, evaluate
 from netspectra.metrics.pareto import fit_tail
-from netspectra.run.local import one_blas_thread
+from netspectra.linalg.threads import threads
 
 HERE = Path(__file__).parent
 DIFFERENT = 0.01  # of alpha
@@ -286,7 +286,7 @@ def rank_difference(row: dict[str, Any]) -> float:
 
 def main(quick: bool = False) -> None:
     assert "alpha" in METRICS
-    with one_blas_thread():
+    with threads(1):
         peers, tails, cost = against_weightwatcher(quick), tail_fits(quick), shares(quick)
     text = page(peers, tails, cost)
     if quick:
