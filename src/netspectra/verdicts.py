@@ -278,12 +278,8 @@ def _stands_out(case: Case) -> Finding:
     if not far:
         return None
     worst = max(far, key=lambda d: abs(d.deviations))
-    word = "above" if worst.deviations > 0 else "below"
     title = worst.metric.replace("_", " ")
-    sentence = (
-        f"{title} {worst.value:.3g}, {max(worst.ratio, 1 / worst.ratio):.1f} times {word} the line through its "
-        f"{worst.siblings} siblings"
-    )
+    sentence = f"{title} {worst.value:.3g}, the line through its {worst.siblings} siblings gives {worst.expected:.3g}"
     return sentence, {
         "metric": worst.metric,
         "value": worst.value,

@@ -20,6 +20,7 @@ SCRIPTS = (
     "text.js",
     "data.js",
     "plots.js",
+    "trends.js",
     "overview.js",
     "table.js",
     "spectra.js",
