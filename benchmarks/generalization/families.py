@@ -24,7 +24,7 @@ def families(grid: Grid, kept: Path | None, tell: Callable[[str], None]) -> Rows
     identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     rows: Rows = {name: [] for name in tasks}
     done = set()
-    for line in kept.read_text().splitlines() if kept is not None and kept.exists() else ():
+    for line in whole_lines(kept):
         found = json.loads(line)
         if found["identity"] != identity:
             raise SystemExit(f"{kept}: holds another study (grid, settings or data differ). Delete it to begin anew")
@@ -45,3 +45,14 @@ def families(grid: Grid, kept: Path | None, tell: Callable[[str], None]) -> Rows
                 file.write(json.dumps(line) + "\n")
         tell(f"{len(done)} of {len(jobs)}: {len(found)} networks on {name}, {seconds:.1f} s")
     return rows
+
+
+def whole_lines(kept: Path | None) -> list[str]:
+    """The lines of the file; half a line at its end, from a run that was killed, is cut off."""
+    if kept is None or not kept.exists():
+        return []
+    text = kept.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        kept.write_text(whole)
+    return whole.splitlines()

@@ -126,9 +126,7 @@ def start(task: Task, net: Network) -> list[Tensor]:
     """He's normal start; networks of one architecture and seed start alike."""
     generator = torch.Generator().manual_seed(1000 + net.seed)
     sizes = [task.x.shape[1], *[net.width] * net.depth, task.classes]
-    return [
-        torch.randn(m, n, generator=generator) * math.sqrt(2 / n) for n, m in itertools.pairwise(sizes)
-    ]
+    return [torch.randn(m, n, generator=generator) * math.sqrt(2 / n) for n, m in itertools.pairwise(sizes)]
 
 
 def train(task: Task, networks: tuple[Network, ...], steps: int) -> Trained:

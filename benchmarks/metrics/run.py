@@ -21,9 +21,9 @@ import netspectra as ns
 from benchmarks.demo.run import minilm
 from benchmarks.results import Timing, in_turn, keep, table
 from netspectra.linalg.svd import svdvals
+from netspectra.linalg.threads import threads
 from netspectra.metrics import METRICS, chosen, evaluate
 from netspectra.metrics.pareto import fit_tail
-from netspectra.linalg.threads import threads
 
 HERE = Path(__file__).parent
 DIFFERENT = 0.01  # of alpha
