@@ -9,7 +9,7 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures"}
+MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures", "methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -22,7 +22,10 @@ ALLOWED = {
     "runfile": GROUND | {"runfile"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND,
-    "live": GROUND | {"weight", "live"},
+    "methods": GROUND | {"methods"},
+    "forms": GROUND | {"methods", "forms"},
+    "plan": BASE | {"plan"},
+    "live": GROUND | {"weight", "live", "forms"},
     "report": {"record", "report"},
     "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
@@ -35,7 +38,7 @@ ALLOWED = {
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only: their source, the room that runs them, and the verbs that change them.
-NN = ("sources/module.py", "live/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
+NN = ("sources/module.py", "live/", "forms/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
 
 
 def room(parts: tuple[str, ...]) -> str:
