@@ -9,7 +9,7 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures"}
+MIDDLE = GROUND | {"metrics", "weight", "checkpoint", "runfile", "verdicts", "run", "analysis", "figures"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -19,16 +19,17 @@ ALLOWED = {
     "metrics": GROUND | {"metrics"},
     "verdicts": GROUND,
     "weight": GROUND | {"weight"},
+    "checkpoint": GROUND | {"weight"},
     "runfile": GROUND | {"runfile"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND,
-    "live": GROUND | {"weight", "live"},
+    "live": GROUND | {"weight", "composed", "checkpoint", "live"},
     "report": {"record", "report"},
     "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs", "live"},
-    "sources": GROUND | {"weight", "views", "sources"},
+    "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
     "faces": set(),
     "__init__": MIDDLE | {"verbs", "sources", "live"},
