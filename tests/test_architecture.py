@@ -10,6 +10,7 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
 MIDDLE = GROUND | {"metrics", "weight", "checkpoint", "runfile", "verdicts", "run", "analysis", "figures"}
+MIDDLE |= {"methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -23,7 +24,10 @@ ALLOWED = {
     "runfile": GROUND | {"runfile"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND,
-    "live": GROUND | {"weight", "composed", "checkpoint", "live"},
+    "methods": GROUND | {"methods"},
+    "forms": GROUND | {"methods", "forms"},
+    "plan": BASE | {"plan"},
+    "live": GROUND | {"weight", "composed", "checkpoint", "forms", "live"},
     "report": {"record", "report"},
     "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
@@ -36,7 +40,7 @@ ALLOWED = {
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only: their source, the room that runs them, and the verbs that change them.
-NN = ("sources/module.py", "live/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
+NN = ("sources/module.py", "live/", "forms/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
 
 
 def room(parts: tuple[str, ...]) -> str:

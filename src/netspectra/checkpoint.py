@@ -118,7 +118,7 @@ def _refuse_foreign(target: Path) -> None:
     foreign = sorted(held - ours)
     if foreign:
         raise InputRefused(
-            f"{target}: the folder holds {foreign[0]!r}, which was not written by netspectra; name a new or empty folder"
+            f"{target}: the folder holds {foreign[0]!r}, which is not of netspectra's writing; name a new folder"
         )
 
 

@@ -1,7 +1,7 @@
 """A live model from a checkpoint: its architecture from the config, its numbers from our own readers.
 
-No code of the checkpoint's ever runs: no pickle, no remote code, no hub kernel. What the installed transformers knows by
-its ``model_type`` is built by it; anything else is built by a callable that the user names.
+No code of the checkpoint's ever runs: no pickle, no remote code, no hub kernel. What the installed transformers knows
+by its ``model_type`` is built by it; anything else is built by a callable that the user names.
 """
 
 from __future__ import annotations
