@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def factory(name: str) -> Callable[[], nn.Module]:
         found = getattr(found, part, None)
     if not callable(found):
         raise InputRefused(f"--model {name}: {module} has no callable {attribute!r}")
-    return found
+    return cast("Callable[[], nn.Module]", found)
 
 
 def numbers(source: Source) -> tuple[TensorRef, ...]:
@@ -117,7 +117,7 @@ def fill_(model: nn.Module, refs: Iterable[TensorRef], what: str = "the checkpoi
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad and new.is_floating_point())
         for module, attribute in places:
-            (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new
+            setattr(module, attribute, new)
 
 
 Owners = dict[tuple[str, ...], tuple[Tensor, list[tuple[nn.Module, str]]]]
@@ -166,7 +166,7 @@ def _pretrained(source: Source, config: Mapping[str, Any], refs: tuple[TensorRef
     _complain(source.path, (), (), (), unread)
     lazy = {ref.name: _Lazy(ref) for ref in refs}
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        model, info = kind.from_pretrained(
+        answer: Any = kind.from_pretrained(
             None,
             config=made,
             state_dict=lazy,
@@ -176,6 +176,7 @@ def _pretrained(source: Source, config: Mapping[str, Any], refs: tuple[TensorRef
             output_loading_info=True,
             trust_remote_code=False,
         )
+    model, info = answer
     over = [name for name in sorted(info["unexpected_keys"]) if name not in lazy or _floating(lazy[name].ref)]
     wrong = [f"{name} {list(a)} for {list(b)}" for name, a, b in sorted(info["mismatched_keys"])]
     _complain(source.path, sorted(info["missing_keys"]), over, wrong, [*info["error_msgs"]])
@@ -232,11 +233,11 @@ def _class(config: Mapping[str, Any], made: PretrainedConfig, what: str) -> type
     found = getattr(transformers, name, None) if name.isidentifier() and not name.startswith("_") else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found
-    mapping = transformers.MODEL_MAPPING
+    mapping: Any = transformers.MODEL_MAPPING
     if type(made) not in mapping:
         raise InputRefused(f"{what}: config.json: no model class for {name or type(made).__name__!r}")
-    found = mapping[type(made)]
-    return found[0] if isinstance(found, tuple) else found
+    bare = mapping[type(made)]
+    return bare[0] if isinstance(bare, tuple) else bare
 
 
 def _dtype(refs: Iterable[TensorRef]) -> torch.dtype:

@@ -126,7 +126,7 @@ def for_transformers(source: Source) -> tuple[dict[str, Any], tuple[TensorRef, .
     Raises:
         InputRefused: an architecture, a scaling of positions or a tensor that the table does not know.
     """
-    kind = source.config.get("model_type")
+    kind = str(source.config.get("model_type"))
     if kind not in ARCHITECTURES:
         raise InputRefused(
             f"{source.path}: no live model is known for the GGUF architecture {kind!r} "
