@@ -9,7 +9,8 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures", "methods", "forms", "plan"}
+MIDDLE = GROUND | {"metrics", "weight", "checkpoint", "runfile", "verdicts", "run", "analysis", "figures"}
+MIDDLE |= {"methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -19,19 +20,20 @@ ALLOWED = {
     "metrics": GROUND | {"metrics"},
     "verdicts": GROUND,
     "weight": GROUND | {"weight"},
+    "checkpoint": GROUND | {"weight"},
     "runfile": GROUND | {"runfile"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND,
     "methods": GROUND | {"methods"},
     "forms": GROUND | {"methods", "forms"},
     "plan": BASE | {"plan"},
-    "live": GROUND | {"weight", "live", "forms"},
+    "live": GROUND | {"weight", "composed", "checkpoint", "forms", "live"},
     "report": {"record", "report"},
     "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs", "live"},
-    "sources": GROUND | {"weight", "views", "sources"},
+    "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
     "faces": set(),
     "__init__": MIDDLE | {"verbs", "sources", "live"},

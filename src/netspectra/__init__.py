@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from netspectra.linalg.spectrum import Spectrum
     from netspectra.linalg.svd import svd
     from netspectra.linalg.values import svdvals
+    from torch import nn
+
     from netspectra.live.norm import operator_norm
+    from netspectra.live.saved import Saved
     from netspectra.run import Run
     from netspectra.sources import open
     from netspectra.weight import Weight
@@ -36,8 +39,10 @@ __all__ = [
     "Spectrum",
     "__version__",
     "analyze",
+    "load",
     "open",
     "operator_norm",
+    "save",
     "svd",
     "svdvals",
 ]
@@ -147,3 +152,59 @@ def analyze(
     finally:
         if keep:
             keep.close()
+
+
+def save(
+    model: nn.Module, to: str | Path, *, like: Any = None, example: Any = None, largest: int = 5_000_000_000
+) -> Saved:
+    """Write a model, compressed or not, so that it can be loaded elsewhere; all of it or nothing.
+
+    A folder of safetensors, tied weights once: a stock one for ``AutoModel.from_pretrained`` where a config can say
+    what the model has become, else one for `load`. A name that ends in ``.pt2`` or ``.onnx`` gives one file that runs
+    with torch or onnxruntime alone.
+
+    Args:
+        model: the live model.
+        to: a folder (new, empty, or written by netspectra), or a file ``NAME.pt2`` or ``NAME.onnx``.
+        like: the checkpoint it came from (a path or `open`'s answer): its tokenizer and other small files go along,
+            and what was not changed is copied byte for byte.
+        example: for ``.pt2`` and ``.onnx``, a batch: the call that is recorded, for any batch size and length.
+        largest: bytes of one file of weights, beyond which there are several and an index.
+
+    Raises:
+        InputRefused: the folder holds something else; the model cannot be written so.
+
+    >>> import tempfile, torch, netspectra as ns
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     saved = ns.save(model, folder)
+    ...     again = ns.load(folder, torch.nn.Sequential(torch.nn.Linear(4, 2)))
+    >>> saved.stock, torch.equal(model[0].weight, again[0].weight)
+    (True, True)
+    """
+    from netspectra.live.export import SUFFIXES, export
+    from netspectra.live.saved import save
+    from netspectra.sources import open as open_source
+
+    if Path(to).suffix in SUFFIXES:
+        return export(model, to, example)
+    return save(model, to, source=None if like is None else open_source(like), largest=largest)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The model in a folder that `save` wrote, or in any checkpoint whose config transformers knows; in eval mode.
+
+    No code of the checkpoint's runs, and a parameter that it lacks is an error, never a random number.
+
+    Args:
+        folder: of `save`, a Hugging Face folder, a GGUF file, ...
+        model: where there is no config: the module as it was before compression, which gets the saved structure and
+            numbers in place.
+
+    Raises:
+        InputRefused: nothing says how to build the model, or the weights do not fit it.
+    """
+    from netspectra.live.saved import load
+    from netspectra.sources import open as open_source
+
+    return load(open_source(folder), model)

@@ -66,9 +66,7 @@ class PivotedLinear(nn.Module):
     def unpivoted(self) -> FactoredLinear:
         """The same map as two stock layers, r (m + n) numbers: for places that cannot have this package."""
         like = {"device": self.kept.weight.device, "dtype": self.kept.weight.dtype}
-        plain = FactoredLinear(
-            self.in_features, self.out_features, self.rank, bias=self.kept.bias is not None, **like
-        )
+        plain = FactoredLinear(self.in_features, self.out_features, self.rank, bias=self.kept.bias is not None, **like)
         one = torch.eye(self.rank, **like)
         sides = torch.cat([one, self.mixed.weight if self.rows else self.mixed.weight.mT])
         if self.rows:
@@ -84,7 +82,9 @@ class PivotedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what it stands for."""
-        return f"{self.in_features} -> {self.out_features}, rank {self.rank} by its {'rows' if self.rows else 'columns'}"
+        return (
+            f"{self.in_features} -> {self.out_features}, rank {self.rank} by its {'rows' if self.rows else 'columns'}"
+        )
 
 
 @form

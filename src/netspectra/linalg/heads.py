@@ -83,9 +83,7 @@ def _orthonormal(rows: Tensor, d: int) -> Tensor:
     return torch.linalg.qr(rows.mT).Q.mT
 
 
-def query_key_bases(
-    Q: Tensor, K: Tensor, A: Tensor, G: Tensor | None, *, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def query_key_bases(Q: Tensor, K: Tensor, A: Tensor, G: Tensor | None, *, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """For each head the factors that replace queries and keys in r of their dimensions, for every r at once.
 
         (Q_h x)^T (K_h y) ~ (right_h[:r] x)^T (left_h[:, :r]^T K_h y)
