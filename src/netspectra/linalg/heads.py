@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from netspectra.linalg.features import on_features
 from netspectra.linalg.moments import root
 from netspectra.linalg.weighted import projected
 
@@ -41,15 +42,7 @@ class HeadBases:
 
         O' = O H E^T (E H E^T)^-1,    loss = tr(G (O H O^T - O' E H O^T)),    E the reduction
         """
-        E = self.reduction(r)
-        EH = E @ self.H
-        sides, block = EH @ self.O.mT, EH @ E.mT
-        floor = 1e-12 * block.diagonal().max().clamp_min(1e-300)
-        factor = torch.linalg.cholesky(block + floor * torch.eye(len(block), dtype=block.dtype, device=block.device))
-        new = torch.cholesky_solve(sides, factor).mT
-        OG = self.O if self.G is None else self.G @ self.O
-        whole, kept = ((OG @ self.H) * self.O).sum(), ((new if self.G is None else self.G @ new) * sides.mT).sum()
-        return new, max(float(whole - kept), 0.0)
+        return on_features(self.O, self.H, self.reduction(r), self.G)
 
 
 def value_output_bases(O: Tensor, H: Tensor, G: Tensor | None, *, heads: int, kv_heads: int) -> HeadBases:  # noqa: E741

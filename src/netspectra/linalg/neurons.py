@@ -9,6 +9,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from netspectra.linalg.features import least_squares
+
 __all__ = ["NeuronOrder", "neuron_order"]
 
 
@@ -35,12 +37,7 @@ class NeuronOrder:
     def refit(self, k: int) -> tuple[Tensor, Tensor]:
         """The k neurons kept, ascending, and the least-squares output matrix on them: W H[:, J] H[J, J]^-1, (m, k)."""
         J = self.kept(k)
-        block, sides = self.H[J][:, J], self.H[J] @ self.W.mT
-        floor = 1e-12 * float(block.diagonal().max()) if k else 0.0
-        factor, info = torch.linalg.cholesky_ex(block + floor * torch.eye(k, dtype=block.dtype, device=block.device))
-        if int(info):  # dependent neurons: the smallest of the equally good answers
-            return J, torch.linalg.lstsq(block, sides, driver="gelsd").solution.mT
-        return J, torch.cholesky_solve(sides, factor).mT
+        return J, least_squares(self.H[J][:, J], self.H[J] @ self.W.mT).mT
 
 
 def neuron_order(W: Tensor, H: Tensor, G: Tensor | None = None) -> NeuronOrder:
