@@ -7,7 +7,7 @@ small JSON ``spec``, so that a saved model can be loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netspectra.methods import METHODS, Decomposition
 from netspectra.registry import Registry
 
-__all__ = ["FORMS", "Curve", "Form", "Member", "Site", "Spec", "form"]
+__all__ = ["FORMS", "Curve", "Form", "Member", "Site", "Spec", "form", "sizes_up_to"]
 
 Spec = dict[str, Any]
 """What rebuilds a replacement from the original module: small, plain JSON."""
@@ -111,7 +111,7 @@ class Curve:
         bytes: in the members' dtype; None: parameters times its item size.
     """
 
-    sizes: Sequence[int]
+    sizes: np.ndarray
     parameters: np.ndarray
     flops: np.ndarray
     losses: np.ndarray
@@ -155,3 +155,13 @@ def form(cls: type[Any]) -> type[Any]:
     """Register a form class (one instance of it) under its ``name``."""
     FORMS.add(cls.name, cls(), cls.__module__)
     return cls
+
+
+def sizes_up_to(largest: int, side: int) -> list[int]:
+    """The sizes worth having: multiples of 8 where the smaller side is at least 64 (odd ones cost time), else all.
+
+    >>> sizes_up_to(30, 64), sizes_up_to(3, 10)
+    ([8, 16, 24], [1, 2, 3])
+    """
+    step = 8 if side >= 64 else 1
+    return list(range(step, largest + 1, step))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netspectra.linalg.matrix import U64, row_chunks, widen
 
-__all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum"]
+__all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum", "square"]
 
 BLOCK = 512  # columns a tile of the lower triangle
 OPENBLAS_BELOW = 1152  # from here on torch's LAPACK is faster than numpy's
@@ -36,13 +36,13 @@ def gram(A: Tensor, exponent: int = 0) -> Tensor:
     for chunk in row_chunks(A):
         wide = widen(chunk, exponent)
         if total is None and chunk.shape[0] == A.shape[0] and n <= OPENBLAS_BELOW:
-            return _square(wide)
+            return square(wide)
         if total is None:
             total = torch.zeros((n, n), dtype=wide.dtype, device=wide.device)
         for start in range(0, n, BLOCK):
             stop = min(n, start + BLOCK)
             tile = wide[:, start:stop]
-            total[start:stop, start:stop] += _square(tile)
+            total[start:stop, start:stop] += square(tile)
             if start:
                 total[start:stop, :start].addmm_(tile.mH, wide[:, :start])
     if total is None:
@@ -50,7 +50,7 @@ def gram(A: Tensor, exponent: int = 0) -> Tensor:
     return total
 
 
-def _square(X: Tensor) -> Tensor:
+def square(X: Tensor) -> Tensor:
     """X^H X; on the CPU by numpy, which recognises the symmetry of a real product and does half the work."""
     if X.device.type != "cpu" or X.is_complex():
         return X.mH @ X

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.linalg.gram import square
 
 __all__ = ["Moments", "load_moments", "root", "save_moments", "shrunk"]
 
@@ -49,7 +50,7 @@ class Moments:
         x = X.detach()
         if x.dtype not in (torch.float32, torch.float64):
             x = x.float()
-        self.total += (x.mT @ x).to(self.total)
+        self.total += (square(x) if x.dim() == 2 else x.mT @ x).to(self.total)
         self.sum += x.sum(-2, dtype=torch.float64).to(self.sum)
         self.count += x.shape[-2]
         return self

@@ -128,5 +128,3 @@ def _two(value: Any) -> Any:
 def _free(value: Any) -> Any:
     """Every axis may vary, but for those the model turns out to need as they are."""
     return dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO) if isinstance(value, Tensor) else None
-
-
