@@ -126,9 +126,7 @@ class Joint:
 
     @staticmethod
     def _sides(site: Site) -> tuple[int, int]:
-        return sum(member.W.shape[0] for member in site.members.values()), next(
-            iter(site.members.values())
-        ).W.shape[1]
+        return sum(member.W.shape[0] for member in site.members.values()), next(iter(site.members.values())).W.shape[1]
 
     @staticmethod
     def _decomposition(site: Site) -> Decomposition:

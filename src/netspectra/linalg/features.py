@@ -10,9 +10,7 @@ __all__ = ["least_squares", "on_features"]
 FLOOR = 1e-12  # of the largest diagonal entry: features that depend on one another beyond this are one
 
 
-def on_features(
-    W: Tensor, A: Tensor | None, T: Tensor, G: Tensor | None = None
-) -> tuple[Tensor, float]:
+def on_features(W: Tensor, A: Tensor | None, T: Tensor, G: Tensor | None = None) -> tuple[Tensor, float]:
     """Least squares of y = W x on z = T x, and what it leaves.
 
         W' = W A T^T (T A T^T)^-1,    loss = tr(G (W A W^T - W' T A W^T))
