@@ -155,7 +155,7 @@ def analyze(
 
 
 def save(
-    model: nn.Module, to: str | Path, *, like: Any = None, example: Any = None, largest: int = 5_000_000_000
+    model: torch.nn.Module, to: str | Path, *, like: Any = None, example: Any = None, largest: int = 5_000_000_000
 ) -> Saved:
     """Write a model, compressed or not, so that it can be loaded elsewhere; all of it or nothing.
 
@@ -191,7 +191,7 @@ def save(
     return save(model, to, source=None if like is None else open_source(like), largest=largest)
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: torch.nn.Module | None = None) -> torch.nn.Module:
     """The model in a folder that `save` wrote, or in any checkpoint whose config transformers knows; in eval mode.
 
     No code of the checkpoint's runs, and a parameter that it lacks is an error, never a random number.
