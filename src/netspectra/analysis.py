@@ -12,16 +12,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from netspectra.aggregate import Aggregate, aggregate
+from netspectra.depth import Trend, deviations, trends
 from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.findings import META, check
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.metrics import METRICS
 from netspectra.record import LEVELS, OperatorSpectrum, Record, Skipped, Value
 from netspectra.runfile import RunFile, skipped_from
+from netspectra.verdicts import judge_among
 from netspectra.version import __version__
 
 if TYPE_CHECKING:
@@ -53,7 +58,8 @@ class Analysis:
     _by_name: dict[str, Record] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Make names and aliases known."""
+        """Compare each weight with its siblings; make names and aliases known."""
+        object.__setattr__(self, "records", judge_among(self.records, deviations(self.records)))
         for record in self.records:
             for name in (record.name, *record.aliases):
                 self._by_name.setdefault(name, record)
@@ -61,7 +67,7 @@ class Analysis:
     @classmethod
     def from_run(cls, run: RunFile) -> Analysis:
         """Collect what a run file holds; of a monitor's file, the last step."""
-        meta = run.meta
+        meta = check(run.meta, META, f"{run.path}: the description of the job")
         rows = list(run.rows())
         last = max((step for step, _, _ in rows if step is not None), default=None)
         found = [finding for step, _, finding in rows if step == last]
@@ -100,6 +106,16 @@ class Analysis:
         """The metrics that any record has, in the order of the registry."""
         return list(dict.fromkeys(name for record in self.records for name in record.metrics))
 
+    @cached_property
+    def aggregates(self) -> dict[str, Aggregate]:
+        """Each metric over all weights; unknown values are counted, not averaged in."""
+        return {name: aggregate(self.records, name) for name in self.metric_names}
+
+    @cached_property
+    def trends(self) -> list[Trend]:
+        """How norms and ranks change with depth, for weights that differ by their numbers only."""
+        return trends(self.records)
+
     def summary(self) -> dict[str, Any]:
         """What can be said of all weights together."""
         kinds: dict[str, dict[str, int]] = {}
@@ -116,6 +132,8 @@ class Analysis:
             "kinds": kinds,
             "levels": {level: levels[level] for level in LEVELS},
             "verdicts": dict(sorted(Counter(v.rule for record in self.records for v in record.verdicts).items())),
+            "metrics": {name: _strict(found.to_dict()) for name, found in self.aggregates.items()},
+            "trends": [asdict(trend) for trend in self.trends],
         }
 
     def to_dict(self) -> dict[str, Any]:

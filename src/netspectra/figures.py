@@ -51,11 +51,16 @@ def spectra(records: Sequence[Record]) -> go.Figure:
         grid = log_grid(len(record.spectrum))
         values = record.spectrum.values[grid]
         shown = values > 0
-        figure.add_scatter(x=grid[shown] + 1, y=values[shown], name=record.name, mode="lines")
+        figure.add_scatter(x=grid[shown] + 1, y=values[shown], name=_plain(record.name), mode="lines")
     figure.update_xaxes(type="log", title="index")
     figure.update_yaxes(type="log", title="singular value", exponentformat="power")
     figure.update_layout(template="plotly_white", legend={"font": {"size": 10}}, margin={"t": 30})
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name as plotly shows it: in its texts a few tags act, links among them."""
+    return name.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def bulk_and_tail(record: Record) -> go.Figure:
@@ -76,7 +81,7 @@ def bulk_and_tail(record: Record) -> go.Figure:
     log = {"type": "log", "exponentformat": "power", "dtick": 1}
     figure.update_xaxes(title="λ / λ₁", **log, col=2)
     figure.update_yaxes(title="share of the λ at least as large", **log, col=2)
-    figure.update_layout(template="plotly_white", showlegend=False, bargap=0, title=record.name, height=420)
+    figure.update_layout(template="plotly_white", showlegend=False, bargap=0, title=_plain(record.name), height=420)
     return figure
 
 
@@ -170,8 +175,8 @@ def depth(records: Sequence[Record], metric: str) -> go.Figure:
         figure.add_scatter(
             x=[i + 1 for i in places],
             y=[float(value) for value in found],
-            text=[records[i].name for i in places],
-            name=kind,
+            text=[_plain(records[i].name) for i in places],
+            name=_plain(kind),
             mode="lines+markers" if len(places) > 1 else "markers",
             error_y=_bars(found),
         )

@@ -21,6 +21,7 @@ SCRIPTS = (
     "theme.js",
     "data.js",
     "plots.js",
+    "trends.js",
     "overview.js",
     "table.js",
     "spectra.js",

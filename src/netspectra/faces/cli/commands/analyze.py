@@ -164,12 +164,14 @@ def _known_verdicts(names: Sequence[str]) -> None:
 
 
 def _leave(found: Analysis, strict: bool, fail_on: Sequence[str]) -> None:
+    from netspectra.sources.guard import printable
+
     hit = [(r, v) for r in found for v in r.verdicts if v.rule in fail_on or v.level in fail_on]
     for record, verdict in hit[:10]:
-        print(f"failing on {verdict.rule}: {record.name}: {verdict.message}", file=sys.stderr)
+        print(f"failing on {verdict.rule}: {printable(record.name)}: {verdict.message}", file=sys.stderr)
     lost = [skipped for skipped in found.skipped if not skipped.routine] if strict else []
     for skipped in lost[:10]:
-        print(f"strict: {skipped.name} was skipped: {skipped.reason}", file=sys.stderr)
+        print(f"strict: {printable(skipped.name)} was skipped: {printable(skipped.reason, 500)}", file=sys.stderr)
     if hit or lost:
         raise typer.Exit(ASKED_TO_FAIL)
 
