@@ -66,7 +66,7 @@ def test_a_metric_against_the_depth_has_its_intervals():
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     analysis = ns.analyze({"a": planted(), "b": planted()})
-    with pytest.raises(ns.InputRefused, match="no metric 'stable'; there are count|no metric 'stable' was measured"):
+    with pytest.raises(ns.InputRefused, match="no metric 'stable' was measured; there are count"):
         analysis.plot(what="stable")
     with pytest.raises(ns.InputRefused, match="one weight: name one of the 2"):
         analysis.plot(what="reading")
