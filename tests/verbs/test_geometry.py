@@ -175,3 +175,12 @@ def test_figure_and_files(tmp_path):
     assert "<iframe srcdoc=" in seen._repr_html_()
     with pytest.raises(ns.InputRefused, match=r"\.html, \.json"):
         seen.save(tmp_path / "g.txt")
+
+
+def test_a_report_takes_geometries_and_other_files_refuse_them(tmp_path):
+    model = torch.nn.Linear(6, 5)
+    analysis, seen = ns.analyze(model), ns.geometry(model)
+    analysis.save(tmp_path / "r.html", geometry=[seen])
+    assert '"scene"' in (tmp_path / "r.html").read_text()
+    with pytest.raises(ns.InputRefused, match="only the report"):
+        analysis.save(tmp_path / "r.json", geometry=[seen])
