@@ -39,7 +39,8 @@ ALLOWED = {
     "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
     "faces": set(),
-    "__init__": MIDDLE | {"verbs", "sources", "live"},
+    "doors": MIDDLE | {"verbs", "sources", "live"},
+    "__init__": MIDDLE | {"doors", "verbs", "sources", "live"},
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only: their source, the room that runs them, and the verbs that change them.
