@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from netspectra.live.norm import operator_norm
     from netspectra.run import Run
     from netspectra.sources import open
+    from netspectra.verbs.rank import rank
     from netspectra.weight import Weight
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "analyze",
     "open",
     "operator_norm",
+    "rank",
     "svd",
     "svdvals",
 ]
@@ -53,6 +55,7 @@ _HOME = {
     "svd": "netspectra.linalg.svd",
     "svdvals": "netspectra.linalg.values",
     "operator_norm": "netspectra.live.norm",
+    "rank": "netspectra.verbs.rank",
 }
 
 
