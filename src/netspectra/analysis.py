@@ -21,6 +21,7 @@ import numpy as np
 from netspectra.aggregate import Aggregate, aggregate
 from netspectra.depth import Trend, deviations, trends
 from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.findings import META, check
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.metrics import METRICS
 from netspectra.record import LEVELS, OperatorSpectrum, Record, Skipped, Value
@@ -66,7 +67,7 @@ class Analysis:
     @classmethod
     def from_run(cls, run: RunFile) -> Analysis:
         """Collect what a run file holds; of a monitor's file, the last step."""
-        meta = run.meta
+        meta = check(run.meta, META, f"{run.path}: the description of the job")
         rows = list(run.rows())
         last = max((step for step, _, _ in rows if step is not None), default=None)
         found = [finding for step, _, finding in rows if step == last]
@@ -163,11 +164,12 @@ class Analysis:
             writer.writerow([*head, *numbers, " ".join(verdict.rule for verdict in record.verdicts)])
         return out.getvalue()
 
-    def to_html(self) -> str:
-        """The self-contained report as text."""
+    def to_html(self, geometry: Sequence[Any] = ()) -> str:
+        """The self-contained report as text, with the geometries that `netspectra.geometry` gave of some weights."""
         from netspectra.report import render
 
-        return render(self.to_dict(), glossary(self.metric_names))
+        seen = [each.to_dict() for each in geometry]
+        return render(self.to_dict(), glossary(self.metric_names), seen)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row a weight, metrics as columns (needs ``pip install netspectra[pandas]``)."""
@@ -189,24 +191,42 @@ class Analysis:
         ]
         return pandas.DataFrame(rows, index=pandas.Index([record.name for record in self.records], name="name"))
 
-    def plot(self, names: Sequence[str] | None = None, *, save: str | Path | None = None) -> go.Figure:
-        """Singular values against their index on logarithmic axes, as a plotly figure.
+    def plot(
+        self, names: str | Sequence[str] | None = None, what: str = "spectra", *, save: str | Path | None = None
+    ) -> go.Figure:
+        """Draw the findings as a plotly figure.
 
         Args:
-            names: which weights; by default all, at most 40, evenly spread over the depth.
+            names: which weights; by default all.
+            what: ``spectra``, singular values against their index on logarithmic axes (at most 40 weights, evenly
+                spread over the depth); ``reading``, one weight beside noise and beside a power law; or the name of a
+                metric, against the depth, a line a kind.
             save: also write the picture: ``.html``, or ``.png``, ``.svg``, ``.pdf`` with ``netspectra[image]``.
         """
-        from netspectra.figures import save_figure, spectra
+        from netspectra.figures import bulk_and_tail, depth, save_figure, spectra
 
-        records = [self[name] for name in names] if names is not None else list(self.records)
-        figure = spectra(records)
+        wanted = [names] if isinstance(names, str) else names
+        records = list(self.records) if wanted is None else [self[name] for name in wanted]
+        if what == "spectra":
+            figure = spectra(records)
+        elif what == "reading":
+            if len(records) != 1:
+                raise InputRefused(f"a reading is of one weight: name one of the {len(records)}")
+            figure = bulk_and_tail(records[0])
+        else:
+            figure = depth(records, what)
         if save is not None:
             save_figure(figure, Path(save))
         return figure
 
-    def save(self, path: str | Path) -> None:
-        """Write the findings to a file, by suffix: ``.html``, ``.json`` or ``.csv``. Never half a file."""
-        writers = {".html": self.to_html, ".json": self.to_json, ".csv": self.to_csv}
+    def save(self, path: str | Path, *, geometry: Sequence[Any] = ()) -> None:
+        """Write the findings to a file, by suffix: ``.html``, ``.json`` or ``.csv``. Never half a file.
+
+        Args:
+            path: where to.
+            geometry: what `netspectra.geometry` gave, for a section of the report of its own.
+        """
+        writers = {".html": lambda: self.to_html(geometry), ".json": self.to_json, ".csv": self.to_csv}
         suffix = Path(path).suffix.lower()
         if suffix not in writers:
             raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .html, .json and .csv")

@@ -11,6 +11,8 @@ FILES = (
     "inspect",
     "analyze",
     "report",
+    "geometry",
+    "compress",
     "demo",
     "lists",
 )
