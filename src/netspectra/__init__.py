@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from netspectra.sources import open
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
+    from netspectra.verbs.rank import rank
 
 __all__ = [
     "Analysis",
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "open",
     "operator_norm",
+    "rank",
     "save",
     "svd",
     "svdvals",
@@ -75,6 +77,7 @@ _HOME = {
     "open": "netspectra.sources",
     "CompressOptions": "netspectra.verbs.compress.options",
     "Geometry": "netspectra.verbs.geometry",
+    "rank": "netspectra.verbs.rank",
 }
 
 
