@@ -7,17 +7,18 @@ values. Level ``ok`` describes and asks for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.record import Level, Value, Verdict
 
-__all__ = ["RULES", "THRESHOLDS", "Case", "Rule", "judge", "noise_distance"]
+__all__ = ["RULES", "THRESHOLDS", "Case", "Finding", "Rule", "Standing", "judge", "noise_distance", "spoken"]
 
 Standing = Literal["established", "heuristic", "hypothesis"]
 Finding = tuple[str, dict[str, Any]] | None
+Seen = TypeVar("Seen")  # what a rule looks at: a weight here, a whole network elsewhere
 
 # Every number a rule compares with.
 THRESHOLDS: dict[str, float] = {
@@ -50,8 +51,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One row of the table.
+class Rule(Generic[Seen]):
+    """One row of a table.
 
     Attributes:
         name: what ``--fail-on`` calls it.
@@ -59,7 +60,7 @@ class Rule:
         standing: established result, rule of thumb, or open hypothesis.
         reference: where it comes from.
         advice: what to do.
-        find: `Case` -> the sentence and its evidence, or None.
+        find: from what the rule sees to the sentence and its evidence, or None.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Rule:
     standing: Standing
     reference: str
     advice: str
-    find: Callable[[Case], Finding]
+    find: Callable[[Seen], Finding]
 
 
 def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> tuple[Verdict, ...]:
@@ -80,9 +81,13 @@ def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> t
     """
     if len(spectrum) == 0:
         return ()
-    case = Case(spectrum, metrics, kind)
+    return spoken(RULES, Case(spectrum, metrics, kind))
+
+
+def spoken(rules: Sequence[Rule[Seen]], case: Seen) -> tuple[Verdict, ...]:
+    """What the rules of a table say of one case, in the order of the table."""
     verdicts = []
-    for rule in RULES:
+    for rule in rules:
         found = rule.find(case)
         if found is not None:
             message, evidence = found
@@ -248,7 +253,7 @@ def _compressible(case: Case) -> Finding:
 GOLUB = "Golub & Van Loan 2013, Matrix Computations, 2.4 to 2.6"
 MARTIN = "Martin & Mahoney 2021, JMLR 22, arXiv 1810.01075"
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Case], ...] = (
     Rule("zero", "error", "established", GOLUB, "check that the layer was trained and saved", _zero),
     Rule(
         "rank-deficient",
