@@ -16,7 +16,7 @@ from netspectra.errors import InputRefused
 from netspectra.live.batches import call, main_output, tensors
 from netspectra.live.bottlenecks import Node, bottlenecks, bypassed
 
-__all__ = ["Block", "Call", "Trace", "traced", "widened"]
+__all__ = ["Block", "Call", "Trace", "freshly_normalized", "plain_kernels", "traced", "widened"]
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _NARROW = (torch.float16, torch.bfloat16)
@@ -24,11 +24,12 @@ _NARROW = (torch.float16, torch.bfloat16)
 
 @dataclass(eq=False)
 class Call:
-    """One call of one submodule: its name and the interval of events it spanned."""
+    """One call of one submodule: its name, the shape it received and the interval of events it spanned."""
 
     name: str
     module: nn.Module
     began: int
+    received: tuple[int, ...] = ()
     ended: int = 0
     node: Node = None
 
@@ -120,6 +121,33 @@ def widened(model: nn.Module, batch: Any) -> tuple[nn.Module, Any, tuple[str, ..
     return copy.deepcopy(model).float(), _cast(batch), (f"stored in {told}, computed in float32 on a copy",)
 
 
+def freshly_normalized(model: nn.Module, batch: Any) -> tuple[str, ...]:
+    """Give batch norms that never saw data the statistics of this batch; what a reader should know of it.
+
+    As they are made they let everything through, and in training they do not. Call it inside `untouched`, which
+    restores the buffers.
+    """
+    fresh = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.num_batches_tracked is not None
+        and int(module.num_batches_tracked) == 0
+    ]
+    if not fresh:
+        return ()
+    momenta = [module.momentum for module in fresh]
+    try:
+        for module in fresh:
+            module.momentum, module.training = 1.0, True
+        with torch.no_grad():
+            call(model, batch)
+    finally:
+        for module, momentum in zip(fresh, momenta, strict=True):
+            module.momentum, module.training = momentum, False
+    return (f"{len(fresh)} batch norms never saw data: frozen at the statistics of this batch",)
+
+
 def _cast(batch: Any) -> Any:
     if isinstance(batch, Tensor):
         return batch.float() if batch.dtype in _NARROW else batch
@@ -151,7 +179,7 @@ def traced(model: nn.Module, batch: Any, start: str = "") -> Trace:
     (tables are drawn with 0.02 or 1, and a norm follows), so the leaf is that output over its rms. Blocks are bounded by
     tensors through which every path of autograd's graph leads, found among what modules receive and return: in a
     plain network the output of each layer, in a residual one the stream between branches. A block begins with a
-    module that holds a weight matrix and takes along the activations, poolings and norms that follow.
+    module that holds a weight matrix and takes along the activations and norms that follow.
 
     Call it inside `untouched` and `plain_kernels`: the graph lives as long as the trace.
 
@@ -289,7 +317,9 @@ class _Recorder:
             self._clock += 1
             seen[name] = seen.get(name, 0) + 1
             label = name or type(module).__name__
-            self._open.append(Call(label if seen[name] == 1 else f"{label}#{seen[name]}", module, self._clock))
+            label = label if seen[name] == 1 else f"{label}#{seen[name]}"
+            shape = next((tuple(t.shape) for t in tensors([*args, *kwargs.values()])), ())
+            self._open.append(Call(label, module, self._clock, shape))
             self._hear(False, [*args, *kwargs.values()])
 
         return hook
@@ -346,8 +376,9 @@ class _Recorder:
             path = set(bypassed(above.node, below.node)) if mixes else set()
             skipped = frozenset(c.name for c in calls if c.node in path)
             block = _block(below, above, calls, bool(path), skipped)
-            joins = blocks and not mixes and not (blocks[-1].residual and _has_parameters(calls))
-            waits = blocks and not any(c.mixes for c in blocks[-1].calls) and not _has_parameters(blocks[-1].calls)
+            size = above.tensor.numel() == below.tensor.numel()  # pooling stands by itself: it shrinks every Jacobian
+            joins = blocks and not mixes and size and not (blocks[-1].residual and _has_parameters(calls))
+            waits = blocks and _idle(blocks[-1])
             if joins or waits:
                 last = blocks.pop()
                 whole = [*last.calls, *calls]
@@ -378,6 +409,12 @@ def _has_parameters(calls: Sequence[Call]) -> bool:
     """Whether there is a norm with weights, say; tables that are added to the signal do not count."""
     modules = [c.module for c in calls if not isinstance(c.module, nn.Embedding | nn.EmbeddingBag)]
     return any(True for module in modules for _ in module.parameters(recurse=False))
+
+
+def _idle(block: Block) -> bool:
+    """Whether a block neither weighs, normalises nor pools: it belongs to the next."""
+    weights = any(c.mixes for c in block.calls) or _has_parameters(block.calls)
+    return not weights and block.source.numel() == block.target.numel()
 
 
 def _block(below: _Cut, above: _Cut, calls: Sequence[Call], residual: bool, skipped: frozenset[str]) -> Block:

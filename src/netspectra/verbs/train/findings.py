@@ -70,7 +70,7 @@ class Trainability:
 
     @property
     def score(self) -> Value:
-        """Decades from an isometry: what the average direction loses, plus twice log10 of the rms above 1."""
+        """Decades from an isometry: what the average direction loses, plus 1.5 log10 of the rms above 1."""
         return score(self.jacobian)[0] if self.jacobian else Value.unknown("the output is not finite")
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.live.batches import moved
 from netspectra.live.jacobian import NoForwardProducts, energies, pushed
-from netspectra.live.trace import Block, Trace, plain_kernels, traced, widened
+from netspectra.live.trace import Block, Trace, freshly_normalized, plain_kernels, traced, widened
 from netspectra.live.untouched import untouched
 from netspectra.record import Value
 from netspectra.verbs.train.findings import Trainability
@@ -62,6 +62,7 @@ def trainability(model: nn.Module, batch: Any, options: TrainabilityOptions = Tr
     if any(module.training for module in model.modules()):
         notes = (*notes, "measured in eval mode: normalization frozen, dropout off")
     with untouched(subject), plain_kernels():
+        notes = (*notes, *freshly_normalized(subject, batch))
         trace = traced(subject, batch, options.start)
         return examine(trace, type(model).__name__, options, notes)
 
