@@ -244,8 +244,9 @@ def _gains(trace: Trace, measure: TrainabilityOptions) -> list[float]:
 
 
 def _weights(block: Block) -> list[Tensor]:
-    """The matrices of a block whose scale is its scale."""
-    return [p for call in block.calls if call.mixes for p in _own(call)]
+    """The matrices of a block whose scale is its scale: no norm comes after them."""
+    last = max((call.began for call in block.calls if is_norm(call.module)), default=0)
+    return [p for call in block.calls if call.mixes and call.ended > last for p in _own(call)]
 
 
 def _own(call: Call) -> list[Tensor]:
