@@ -27,7 +27,7 @@ ALLOWED = {
     "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
-    "verbs": MIDDLE | {"verbs", "live"},
+    "verbs": MIDDLE | {"verbs", "live", "report"},
     "sources": GROUND | {"weight", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
     "faces": set(),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from benchmarks.results import keep
 from benchmarks.training import leading, signals, starts
-from netspectra.run.local import one_blas_thread
+from netspectra.linalg.threads import threads
 
 HERE = Path(__file__).parent
 PARTS = {"signals": signals, "starts": starts, "leading": leading}
 
 
 def main(quick: bool = False) -> None:
-    with one_blas_thread():
+    with threads(1):
         found = {name: part.study(quick) for name, part in PARTS.items()}
     text = "\n\n".join(part.page(found[name]) for name, part in PARTS.items())
     if quick:

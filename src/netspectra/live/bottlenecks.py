@@ -11,7 +11,20 @@ Node = Any  # a node of autograd's graph: it has next_functions and a name
 
 # What an identity path may contain: sums, views and what acts on each number or normalises, but nothing that mixes.
 PASSING = (
-    *("Add", "Sub", "Clone", "Alias", "View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "T", "To", "ToCopy"),
+    *(
+        "Add",
+        "Sub",
+        "Clone",
+        "Alias",
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "Transpose",
+        "Permute",
+        "T",
+        "To",
+        "ToCopy",
+    ),
     *("Relu", "LeakyRelu", "Gelu", "Silu", "Elu", "Tanh", "Softplus", "Hardtanh", "Hardswish", "Mish", "NativeDropout"),
     *("NativeLayerNorm", "NativeBatchNorm", "FusedRmsNorm", "Squeeze", "Unsqueeze", "Expand", "Contiguous"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -176,7 +177,7 @@ def traced(model: nn.Module, batch: Any, start: str = "") -> Trace:
 
     The signal starts at the first floating tensor of the batch; where all inputs are integers, at the output of the
     embedding that reads them; with ``start`` at the output of the submodule of that name. There its scale is arbitrary
-    (tables are drawn with 0.02 or 1, and a norm follows), so the leaf is that output over its rms. Blocks are bounded by
+    (tables are drawn with 0.02 or 1, and a norm follows), so the leaf is that output over its rms. Blocks end at
     tensors through which every path of autograd's graph leads, found among what modules receive and return: in a
     plain network the output of each layer, in a residual one the stream between branches. A block begins with a
     module that holds a weight matrix and takes along the activations and norms that follow.
@@ -369,7 +370,7 @@ class _Recorder:
         """Segments between bottlenecks, joined so that each begins with a weight matrix."""
         cuts = self._cuts(start, output)
         blocks: list[Block] = []
-        for below, above in zip(cuts, cuts[1:], strict=False):
+        for below, above in itertools.pairwise(cuts):
             calls = [c for c in self._calls if below.place <= c.began and c.ended <= above.place]
             calls.sort(key=lambda c: c.began)
             mixes = any(c.mixes for c in calls)

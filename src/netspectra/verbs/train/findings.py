@@ -97,9 +97,7 @@ class Trainability:
                 "how": j.how,
                 "products": j.products,
                 **{name: plain(getattr(j, name)) for name in QUANTITIES},
-                "errors": {
-                    name: value.error for name in QUANTITIES if (value := getattr(j, name)).error is not None
-                },
+                "errors": {name: value.error for name in QUANTITIES if (value := getattr(j, name)).error is not None},
                 "values": None if j.values is None else np.sort(j.values.ravel())[::-1].tolist(),
             },
             "blocks": [_block(block) for block in self.blocks],
@@ -117,7 +115,9 @@ class Trainability:
 
     def to_html(self) -> str:
         """One page with verdicts, picture and table, self-contained."""
-        return page(f"Trainability of {self.model}", self._repr_html_(), [self.plot()])
+        from netspectra.report.pictures import html_page
+
+        return html_page(f"Trainability of {self.model}", self._repr_html_(), [self.plot()])
 
     def save(self, path: str | Path) -> None:
         """Write ``.json`` or ``.html``; never half a file."""
@@ -205,7 +205,10 @@ def table(blocks: Sequence[BlockFinding], most: int = SHOWN) -> list[str]:
     for row in rows:
         row[0], row[1] = _short(row[0], 40), _short(row[1], 36)
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    aligned = [[cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths))] for r in rows]
+    aligned = [
+        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True))]
+        for r in rows
+    ]
     return ["  ".join(row).rstrip() for row in aligned]
 
 
@@ -248,13 +251,6 @@ def plain(data: Any) -> Any:
     if isinstance(data, float):
         return float(data) if math.isfinite(data) else None
     return data
-
-
-def page(title: str, body: str, figures: Sequence[go.Figure]) -> str:
-    """A self-contained page: text, then pictures, under a policy that loads nothing."""
-    from netspectra.verbs.train.picture import html_page
-
-    return html_page(title, body, figures)
 
 
 def save(found: Any, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from netspectra.verbs.train.findings import Trainability, number, page, save, told
+from netspectra.verbs.train.findings import Trainability, number, save, told
 from netspectra.version import __version__
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ class Initialization:
 
     def to_html(self) -> str:
         """One page with both pictures in one, self-contained."""
-        return page(f"Initialisation of {self.after.model}", self._repr_html_(), [self.plot()])
+        from netspectra.report.pictures import html_page
+
+        return html_page(f"Initialisation of {self.after.model}", self._repr_html_(), [self.plot()])
 
     def save(self, path: str | Path) -> None:
         """Write ``.json`` or ``.html``; never half a file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from netspectra.live.trace import Block, Call, Trace, freshly_normalized, plain_
 from netspectra.live.untouched import untouched
 from netspectra.verbs.train.draws import Draw, Method, draws, is_norm
 from netspectra.verbs.train.initialization import Change, Initialization
-from netspectra.verbs.train.spectra import gauss_probes
 from netspectra.verbs.train.trainability import TrainabilityOptions, backward_profile, trainability
 
 __all__ = ["InitializeOptions", "initialize_"]
@@ -240,7 +240,7 @@ def _gains(trace: Trace, measure: TrainabilityOptions) -> list[float]:
         raise InputRefused("the output is not finite: check the batch, and parameters that are left alone")
     sizes = [cut.numel() // trace.samples for cut in trace.cuts]
     along = backward_profile(trace, sizes, measure)
-    return [float(a / b) if b > 0 else 0.0 for a, b in zip(along, along[1:], strict=False)]
+    return [float(a / b) if b > 0 else 0.0 for a, b in itertools.pairwise(along)]
 
 
 def _weights(block: Block) -> list[Tensor]:

@@ -184,7 +184,11 @@ def _input(case: Case) -> Finding:
     rms = case.input_rms
     if rms is None or THRESHOLDS["input low"] <= rms <= THRESHOLDS["input high"]:
         return None
-    return f"the input has rms {rms:.3g}", {"rms": rms, "low": THRESHOLDS["input low"], "high": THRESHOLDS["input high"]}
+    return f"the input has rms {rms:.3g}", {
+        "rms": rms,
+        "low": THRESHOLDS["input low"],
+        "high": THRESHOLDS["input high"],
+    }
 
 
 def _passes(case: Case) -> Finding:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from netspectra.linalg.batch import svdvals_batch
 from netspectra.linalg.density import spectral_density
-from netspectra.linalg.lanczos import golub_kahan
+from netspectra.linalg.lanczos import Triplets, golub_kahan
 from netspectra.linalg.spectrum import How
 from netspectra.live.jacobian import Differences, Jacobian, NoForwardProducts, energies, sample_jacobians
 from netspectra.record import Value
 
-__all__ = ["BAND", "JacobianSpectrum", "Limits", "gauss_probes", "spectrum_of"]
+__all__ = ["BAND", "JacobianSpectrum", "Limits", "gauss_probes", "leading", "spectrum_of"]
 
 BAND = (0.1, 10.0)  # singular values that neither vanish nor explode
 DEEPEST = 8.0  # decades beyond which it does not matter how much is lost
@@ -38,7 +38,7 @@ class Limits:
 
     exact: int = 256
     probes: int = 8
-    steps: int = 8
+    steps: int = 10
     seed: int = 0
 
 
@@ -127,7 +127,9 @@ def _exact(J: Tensor, count: int, most: int) -> JacobianSpectrum:
         Value(float(np.median(values)), error=error),
         Value(float(_decades_lost(values).mean())),
         Value(float(np.mean((values >= BAND[0]) & (values <= BAND[1])))),
-        Value(float(np.mean([_entropy_rank(row.sum(), (row[row > 0] * np.log(row[row > 0])).sum()) for row in values]))),
+        Value(
+            float(np.mean([_entropy_rank(row.sum(), (row[row > 0] * np.log(row[row > 0])).sum()) for row in values]))
+        ),
         condition,
         "exact",
         values,
@@ -174,7 +176,7 @@ def _estimated(
             return replace(plain, max=Value.unknown(f"no products with J: {why}, and differences do not agree either"))
         note = "products with J by central differences"
     top = golub_kahan(J, 1, tolerance=1e-3, max_steps=limits.steps, seed=limits.seed)
-    largest = Value(float(top.S[0]), error=float(top.residual[0]), note=note or "at least")
+    largest = Value(leading(top), error=float(top.residual[0]), note=note or "at least")
     found = replace(
         plain,
         max=largest,
@@ -183,6 +185,11 @@ def _estimated(
     if density:
         found = _with_density(found, J, samples, limits)
     return replace(found, products=J.products + limits.probes)
+
+
+def leading(found: Triplets) -> float:
+    """The largest singular value from a few steps: ||J^T u_1|| = sqrt(s^2 + residual^2), never more than the truth."""
+    return math.hypot(float(found.S[0]), float(found.residual[0]))
 
 
 def _with_density(found: JacobianSpectrum, J: Jacobian, samples: int, limits: Limits) -> JacobianSpectrum:

@@ -41,7 +41,7 @@ class TrainabilityOptions:
     start: str = ""
     exact: int = 256
     probes: int = 8
-    steps: int = 8
+    steps: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
