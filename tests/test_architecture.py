@@ -9,7 +9,8 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures"}
+MIDDLE = GROUND | {"metrics", "weight", "run"} | {"runfile", "verdicts", "analysis", "figures"}
+MIDDLE |= {"aggregate", "depth", "findings"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -17,14 +18,17 @@ ALLOWED = {
     "linalg": BASE | {"linalg"},
     "record": GROUND,
     "metrics": GROUND | {"metrics"},
-    "verdicts": GROUND,
+    "aggregate": GROUND,
+    "depth": GROUND | {"metrics"},
+    "verdicts": GROUND | {"depth"},
     "weight": GROUND | {"weight"},
-    "runfile": GROUND | {"runfile"},
+    "findings": GROUND,
+    "runfile": GROUND | {"findings", "runfile"},
     "run": GROUND | {"weight", "run"},
-    "figures": GROUND,
+    "figures": GROUND | {"metrics"},
     "live": GROUND | {"weight", "live"},
     "report": {"record", "report"},
-    "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
+    "analysis": GROUND | {"metrics", "aggregate", "depth", "verdicts", "findings", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs", "live", "report"},

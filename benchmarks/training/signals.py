@@ -145,8 +145,8 @@ def one_rank(one: Cell, steps: int) -> dict[str, Any]:
 
 def page(found: dict[str, Any]) -> str:
     parts = [
-        f"Networks on the 8 x 8 digits, {len(WAYS)} ways to initialise each shape; the fewest of {found['steps']} steps "
-        "to 90 % test accuracy by the best of SGD with momentum (0.03, 0.01, 0.003) and Adam (0.001). The score and "
+        f"Networks on the 8 x 8 digits, {len(WAYS)} ways to initialise each shape; the fewest of {found['steps']} "
+        "steps to 90 % test accuracy by the best of SGD with momentum (0.03, 0.01, 0.003) and Adam (0.001). The score and "
         "its threshold were fixed on the calibration shapes; the test shapes were named before they were run."
     ]
     for name, part in found["parts"].items():

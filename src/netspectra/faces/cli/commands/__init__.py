@@ -11,6 +11,8 @@ FILES = (
     "inspect",
     "analyze",
     "report",
+    "geometry",
+    "trainability",
     "demo",
     "lists",
 )
