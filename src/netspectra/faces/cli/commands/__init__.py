@@ -13,6 +13,7 @@ FILES = (
     "report",
     "geometry",
     "trainability",
+    "compress",
     "demo",
     "lists",
 )
