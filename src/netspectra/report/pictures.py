@@ -22,13 +22,14 @@ figure { margin: 1rem 0; background: #fff; border-radius: 6px; overflow-x: auto 
 """
 
 
-def html_page(title: str, body: str, figures: Sequence[Any]) -> str:
+def html_page(title: str, body: str, figures: Sequence[Any], below: str = "") -> str:
     """A self-contained page: nothing is loaded, and only its own scripts run.
 
     Args:
         title: plain text.
         body: markup of ours, in which everything foreign is escaped.
         figures: plotly figures, drawn after the body.
+        below: markup that follows them.
     """
     from plotly.offline import get_plotlyjs
 
@@ -46,7 +47,7 @@ def html_page(title: str, body: str, figures: Sequence[Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>{body}{places}{stand_ins}"
+        f"<h1>{html.escape(title)}</h1>{body}{places}{below}{stand_ins}"
         f'<script type="application/json" id="figures">{data}</script>'
         f"<script>{library}</script><script>{script}</script></body></html>\n"
     )

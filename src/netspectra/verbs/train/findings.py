@@ -117,7 +117,7 @@ class Trainability:
         """One page with verdicts, picture and table, self-contained."""
         from netspectra.report.pictures import html_page
 
-        return html_page(f"Trainability of {self.model}", self._repr_html_(), [self.plot()])
+        return html_page(f"Trainability of {self.model}", self._summary(), [self.plot()], self._table())
 
     def save(self, path: str | Path) -> None:
         """Write ``.json`` or ``.html``; never half a file."""
@@ -157,6 +157,9 @@ class Trainability:
 
     def _repr_html_(self) -> str:
         """Show verdicts and blocks in notebooks."""
+        return self._summary() + self._table()
+
+    def _summary(self) -> str:
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.headline())
         says = "".join(
             f"<li><b>{html.escape(v.rule)}</b> ({v.level}): {html.escape(v.message)}. "
@@ -164,6 +167,9 @@ class Trainability:
             for v in self.verdicts
         )
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"{lines}<ul>{says}{notes}</ul>"
+
+    def _table(self) -> str:
         head = "".join(f"<th>{title}</th>" for title in COLUMNS)
         rows = "".join(
             f"<tr><td><code>{html.escape(block.name)}</code></td>"
@@ -171,7 +177,7 @@ class Trainability:
             + "</tr>"
             for block in self.blocks
         )
-        return f"{lines}<ul>{says}{notes}</ul><table><tr>{head}</tr>{rows}</table>"
+        return f"<table><tr>{head}</tr>{rows}</table>"
 
 
 QUANTITIES = ("rms", "max", "median", "lost", "share", "effective_rank", "condition_number")

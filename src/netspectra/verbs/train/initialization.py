@@ -91,7 +91,7 @@ class Initialization:
         """One page with both pictures in one, self-contained."""
         from netspectra.report.pictures import html_page
 
-        return html_page(f"Initialisation of {self.after.model}", self._repr_html_(), [self.plot()])
+        return html_page(f"Initialisation of {self.after.model}", self._summary(), [self.plot()], self._table())
 
     def save(self, path: str | Path) -> None:
         """Write ``.json`` or ``.html``; never half a file."""
@@ -145,15 +145,19 @@ class Initialization:
 
     def _repr_html_(self) -> str:
         """Show before and after in notebooks."""
+        return self._summary() + self._table()
+
+    def _summary(self) -> str:
         rows = "".join(
             f"<tr><td>{html.escape(n)}</td><td>{html.escape(b)}</td><td>{html.escape(a)}</td></tr>"
             for n, b, a in self._rows()
         )
-        changed = "".join(
+        return f"<table><tr><th></th><th>before</th><th>after</th></tr>{rows}</table>"
+
+    def _table(self) -> str:
+        rows = "".join(
             f"<tr><td><code>{html.escape(c.name)}</code></td><td>{html.escape(c.scheme or c.reason)}</td>"
             f"<td>{number(c.scale)}</td></tr>"
             for c in self.changes
         )
-        head = "<tr><th></th><th>before</th><th>after</th></tr>"
-        more = "<tr><th>parameter</th><th>scheme</th><th>scale</th></tr>"
-        return f"<table>{head}{rows}</table><h2>Parameters</h2><table>{more}{changed}</table>"
+        return f"<table><tr><th>parameter</th><th>scheme</th><th>scale</th></tr>{rows}</table>"

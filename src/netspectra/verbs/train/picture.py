@@ -33,7 +33,7 @@ def profile(found: Mapping[str, Trainability]) -> go.Figure:
         column_widths=[0.68, 0.32],
         specs=[[{}, {"rowspan": 2}], [{}, None]],
         shared_xaxes=True,
-        vertical_spacing=0.08,
+        vertical_spacing=0.14,
         subplot_titles=("Jacobian and activations along the depth", "end-to-end singular values", "gain of each block"),
     )
     for place, (label, one) in enumerate(found.items()):
@@ -87,14 +87,14 @@ def _depth(figure: go.Figure, one: Trainability, label: str, colour: str) -> Non
 
 
 def _axes(figure: go.Figure, found: Mapping[str, Trainability]) -> None:
-    figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
-    figure.update_yaxes(type="log", exponentformat="power", row=1, col=2)
+    figure.update_yaxes(type="log", exponentformat="e", row=1, col=1)
+    figure.update_yaxes(type="log", exponentformat="e", row=1, col=2)
     figure.update_yaxes(title="log10", zeroline=True, zerolinecolor="#444", row=2, col=1)
     figure.update_xaxes(title="block", row=2, col=1)
     figure.update_xaxes(title="share of the values", row=1, col=2)
     figure.update_layout(
         template="plotly_white",
-        legend={"orientation": "h", "y": -0.18, "font": {"size": 11}},
+        legend={"orientation": "h", "y": -0.12, "font": {"size": 11}},
         margin={"t": 40, "l": 60, "r": 20, "b": 40},
         height=620,
         bargap=0.15,

@@ -202,7 +202,7 @@ def _passes(case: Case) -> Finding:
 
 
 PENNINGTON = "Pennington, Schoenholz & Ganguli 2017, arXiv 1711.04735; benchmarks/training"
-INITIALIZE = "netspectra.initialize_(model, batch); else residual connections or normalization layers"
+INITIALIZE = "netspectra.initialize_(model, batch); or residual connections or normalization layers"
 
 RULES: tuple[Rule[Case], ...] = (
     Rule(
@@ -244,7 +244,7 @@ RULES: tuple[Rule[Case], ...] = (
         "note",
         "heuristic",
         "Schoenholz et al. 2017, arXiv 1611.01232; Balduzzi et al. 2017, arXiv 1702.08591",
-        "deep plain ReLU networks do this at any scale: residual connections or normalization keep inputs apart",
+        "deep plain networks do this, of ReLU at any scale: residual connections or normalization keep inputs apart",
         _alike,
     ),
     Rule(

@@ -80,19 +80,34 @@ def trainability(
         raise typer.Exit(ASKED_TO_FAIL)
 
 
+# What a model of the user's raises where it and the inputs do not fit; anything else is a bug of somebody's.
+FAULTS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+
+
 def _found(name: str, inputs: Any, start: str, probes: int, seed: int, device: str | None) -> Trainability:
     """Build and measure; the seed also decides the numbers of a model that draws them when it is built."""
     import torch
 
+    from netspectra.live.batches import call, moved
     from netspectra.live.build import factory
+    from netspectra.live.untouched import untouched
     from netspectra.verbs.train.trainability import TrainabilityOptions, trainability
 
     torch.manual_seed(seed)
-    model = factory(name)()
-    if not isinstance(model, torch.nn.Module):
-        raise InputRefused(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
-    if device is not None:
-        model.to(device)
+    make = factory(name, "")
+    try:
+        model = make()
+        if not isinstance(model, torch.nn.Module):
+            raise InputRefused(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
+        if device is not None:
+            model.to(device)
+        with untouched(model), torch.no_grad():
+            call(model, moved(inputs, device or "cpu"))
+    except InputRefused:
+        raise
+    except FAULTS as wrong:
+        line = (str(wrong).strip().splitlines() or ["no message"])[0][:200]
+        raise InputRefused(f"{name}: the model raised {type(wrong).__name__} on these inputs: {line}") from None
     return trainability(model, inputs, TrainabilityOptions(start, probes=probes, seed=seed))
 
 
@@ -121,9 +136,9 @@ def _show(found: Trainability) -> None:
     """Print the table, verdicts in the colour of their level."""
     from rich.text import Text
 
-    from netspectra.faces.cli.table import STYLE, console
+    from netspectra.faces.cli.table import STYLE, terminal
 
-    out = console()
+    out = terminal()
     for line in str(found).splitlines():
         level = next((level for level in STYLE if line.startswith(f"{level}: ")), None)
         out.print(Text(line, style=STYLE[level] if level else ""), soft_wrap=True)
