@@ -67,6 +67,7 @@ def profile(found: Mapping[str, Trainability]) -> go.Figure:
             )
     band = {"type": "rect", "xref": "x2 domain", "yref": "y2", "x0": 0, "x1": 1, "y0": 0.1, "y1": 10}
     figure.add_shape(**band, fillcolor="#888", opacity=0.12, line_width=0)
+    figure.update_annotations(yshift=6)
     _axes(figure, found)
     return figure
 
