@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 import netspectra as ns
 
 STD = 0.05
-BATCH, STEPS, WIDTH, NOISE = 128, 4000, 128, 8
+BATCH, STEPS, WIDTH, NOISE = 128, 3000, 64, 8
 CRITIC_STEPS = 5  # of WGAN-GP, as its authors have it
 
 

@@ -8,18 +8,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from netspectra.errors import InputRefused
 from netspectra.linalg.lanczos import golub_kahan
-from netspectra.live.batches import call, main_output, tensors
+from netspectra.live.batches import tensors
 from netspectra.live.constants import certify
 from netspectra.live.jacobian import Jacobian, NoForwardProducts, pushed
 from netspectra.live.layers import linear_layers
 from netspectra.live.maps import LinearMap
 from netspectra.live.norm import norm_of
+from netspectra.live.trace import plain_kernels, traced
 from netspectra.live.untouched import untouched
 from netspectra.weight import Selection
 
@@ -135,22 +134,24 @@ def lipschitz(model: nn.Module, data: Any, *, tolerance: float = TOLERANCE, seed
 
     Cost: two backward passes over the batch a product, some 20 to 60 products.
 
+    >>> import torch
+    >>> from torch import nn
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> meter = lipschitz(model, torch.randn(16, 4))
     >>> meter.used <= meter.bound and abs(meter.bound / meter.budget - 1) < 1e-6
     True
     """
-    with untouched(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the one with a double backward
-        x, batch = _differentiable(data)
+    with untouched(model), plain_kernels():
         seen, hooks = _watched(model)
         try:
-            y = main_output(call(model, batch))
+            trace = traced(model, data)
         finally:
             for hook in hooks:
                 hook.remove()
-        if not y.requires_grad:
-            raise InputRefused("the output does not depend on the first floating tensor of the data")
+        if not trace.given:
+            raise InputRefused("the data hold no floating tensor; give embeddings instead of token numbers")
+        x, y = trace.start, trace.output
         J = Jacobian(x, y)
         try:
             J.check()
@@ -167,27 +168,8 @@ def lipschitz(model: nn.Module, data: Any, *, tolerance: float = TOLERANCE, seed
     used = float(top.S[0])
     residual = float(top.residual[0]) / used if used else 0.0
     logs = [math.log(layer.norm) if layer.norm else -math.inf for layer in layers]
-    budget = math.exp(min(sum(logs), 709.0)) if sum(logs) < 709 else math.inf
+    budget = math.exp(sum(logs)) if sum(logs) < 709 else math.inf
     return Lipschitz(budget, certificate.bound, tuple(certificate.reasons), used, residual, sample, layers, len(x))
-
-
-def _differentiable(data: Any) -> tuple[Tensor, Any]:
-    """The first floating tensor, made a leaf that requires grad, and the batch with it in its place."""
-    first = next((t for t in tensors(data) if t.is_floating_point()), None)
-    if first is None:
-        raise InputRefused("the data hold no floating tensor; give embeddings instead of token numbers")
-    x = first.detach().clone().requires_grad_()
-    return x, _replaced(data, first, x)
-
-
-def _replaced(data: Any, old: Tensor, new: Tensor) -> Any:
-    if data is old:
-        return new
-    if isinstance(data, dict):
-        return {key: _replaced(value, old, new) for key, value in data.items()}
-    if isinstance(data, tuple | list):
-        return type(data)(_replaced(value, old, new) for value in data)
-    return data
 
 
 Calls = dict[str, list[tuple[Tensor, Tensor]]]
