@@ -129,7 +129,7 @@ def test_average_of_buffers_is_harmless():
         torch.tanh(model(torch.randn(4, 2, 5, 5))).sum().backward()
         optimizer.step()
         for norm in (module for module in model.modules() if isinstance(module, OperatorNorm)):
-            norm.left.neg_(), norm.right.neg_()  # a pair may change its sign: its average is nothing
+            norm.left.neg_(), norm.rows.neg_()  # a pair may change its sign: its average is nothing
         average.update_parameters(model)
     average.eval()
     assert norms(average.module) == pytest.approx([1, 1], rel=1e-3)
@@ -139,7 +139,7 @@ def test_ranks_that_lost_each_other_agree():
     model = held()
     other = copy.deepcopy(model)
     for norm in (module for module in other.modules() if isinstance(module, OperatorNorm)):
-        norm.right.copy_(torch.randn_like(norm.right))
+        norm.rows.copy_(torch.randn_like(norm.rows))
     batch = torch.randn(3, 2, 5, 5)
     for mode in (True, False):
         assert torch.allclose(model.train(mode)(batch), other.train(mode)(batch), rtol=0.01, atol=1e-3)
@@ -149,7 +149,7 @@ def test_state_dict_round_trip_and_torchs_own_checkpoint():
     model, fresh = held(), held()
     with torch.no_grad():
         model[3].parametrizations.weight.original.mul_(3).add_(0.1)
-    assert not [name for name in model.state_dict() if "left" in name or "right" in name]
+    assert not [name for name in model.state_dict() if "left" in name or "rows" in name]
     fresh.load_state_dict(model.state_dict())
     batch = torch.randn(3, 2, 5, 5)
     assert torch.allclose(model.eval()(batch), fresh.eval()(batch), atol=1e-4)

@@ -14,45 +14,47 @@ from netspectra.live.maps import LinearMap
 __all__ = ["Mode", "OperatorNorm", "OperatorNormalization"]
 
 Mode = Literal["equal", "at most"]
-REFRESH = 50  # warm looks after which the search begins anew: another direction may have overtaken the one followed
-MOST_STEPS = 60
-RESTARTS = 10
-TINY = 1e-30
+BLOCK = 4  # directions that are followed, so that one that overtakes the leading one is known already
+WARM_STEPS = 10  # of the block, before the search begins anew
+REFRESH = 100  # warm looks after which it does so in any case
+MOST_STEPS, RESTARTS = 60, 10  # of Golub-Kahan
 
 
 class OperatorNorm(nn.Module):
     """sigma_1 of the linear map of a weight, with gradient u v^T, from singular vectors kept between calls.
 
-    While the weight trains, one warm step of power iteration follows it; where the residual
+    While the weight trains, warm subspace iteration follows its four leading directions, most often for one step:
+    until the residual of the first
 
-        ||A^T u - s v|| / s
+        ||A v - s u|| / s
 
-    exceeds ``slack``, and after 50 such steps, Golub-Kahan searches again. In eval mode, and at the first call, the
-    pair is converged to ``tolerance``. A weight that has not changed since is not looked at again, so that a second
-    forward costs one product. The vectors are not in the state dict: they follow from the weight. An average of them,
-    vectors of another weight or none at all are only a start. Their random part comes from ``seed``, so that ranks
-    agree.
+    is below ``slack``. Where ten steps do not get there, and after 100 looks, Golub-Kahan searches again. In eval
+    mode, and at the first call, the leading pair is converged to ``tolerance``. A weight that has not changed since is
+    not looked at again, so that a second forward costs one product. The vectors are not in the state dict: they follow
+    from the weight. An average of them, vectors of another weight or none at all are only a start. Their random part
+    comes from ``seed``, so that ranks agree.
 
     Inside `torch.compile` and function transforms, where nothing may depend on data or be stored, two steps are taken
     from the vectors that the last plain call left.
 
-    Reference: Miyato et al. 2018, arXiv:1802.05957, for the warm power iteration; the norm there is the reshaped
-    kernel's, here the operator's.
+    Reference: Miyato et al. 2018, arXiv:1802.05957, for warm power iteration; the norm there is the reshaped kernel's,
+    here the operator's.
     """
 
     left: Tensor
-    right: Tensor
+    rows: Tensor
 
     def __init__(
-        self, linear_map: LinearMap, weight: Tensor, *, tolerance: float = 1e-4, slack: float = 0.01, seed: int = 0
+        self, linear_map: LinearMap, weight: Tensor, *, tolerance: float = 1e-4, slack: float = 0.02, seed: int = 0
     ) -> None:
         """Take the map and a weight of the right shape; nothing is computed yet."""
         super().__init__()
         self.map, self.tolerance, self.slack, self.seed = linear_map, tolerance, slack, seed
         A = linear_map(weight.detach())
         m, n = A.shape
+        k = min(BLOCK, m, n)
         self.register_buffer("left", torch.zeros(m, dtype=A.dtype, device=weight.device), persistent=False)
-        self.register_buffer("right", torch.zeros(n, dtype=A.dtype, device=weight.device), persistent=False)
+        self.register_buffer("rows", torch.zeros(k, n, dtype=A.dtype, device=weight.device), persistent=False)
         self._seen: Any = None
         self._warm_looks = 0
 
@@ -66,39 +68,47 @@ class OperatorNorm(nn.Module):
         """The leading singular pair; copies, since the buffers may move on before a graph is walked backwards."""
         A = self.map(weight)
         if torch.compiler.is_compiling() or _transformed(weight):
-            _, right, _ = _step(A, self.right)
-            left, right, _ = _step(A, right)
-            return left, right
+            _, rows = _step(A, self.rows)
+            left, rows = _step(A, rows)
+            return left, rows[0]
         version = None if weight.is_inference() else (weight.data_ptr(), weight._version, weight.dtype, weight.device)
         if version is None or version != self._seen or (self._warm_looks and not self.training):
             self._follow(A)
             self._seen = version
-        return self.left.clone(), self.right.clone()
+        return self.left.clone(), self.rows[0].clone()
 
     def _follow(self, A: LinearOperator) -> None:
         if self._seen is not None and self.training and self._warm_looks < REFRESH:
-            left, right, residual = _step(A, self.right)
-            if float(residual) <= self.slack:
-                self._keep(left, right)
-                self._warm_looks += 1
-                return
+            rows = self.rows
+            for _ in range(WARM_STEPS):
+                left, rows = _step(A, rows)
+                image = A.matmat(rows[:1].mT)[:, 0]
+                s = torch.dot(left, image)
+                if float(torch.linalg.vector_norm(image - s * left)) <= self.slack * float(s):
+                    self._keep(left, rows)
+                    self._warm_looks += 1
+                    return
         # half of the start is random: from a converged vector alone, one that has overtaken it would not be seen
-        noise = random_rows(1, A.shape[1], self.seed, A.dtype, A.device)[0]
-        length = torch.linalg.vector_norm(self.right)
+        noise = random_rows(len(self.rows), A.shape[1], self.seed, A.dtype, A.device)
+        noise = noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
+        length = torch.linalg.vector_norm(self.rows[0])
         warm = bool(torch.isfinite(length)) and float(length) > 1e-6
-        start = self.right / length + noise / torch.linalg.vector_norm(noise) if warm else noise
+        start = self.rows[0] / length + noise[0] if warm else noise[0]
         found = golub_kahan(A, 1, tolerance=self.tolerance, max_steps=MOST_STEPS, seed=self.seed, start=start)
         for _ in range(RESTARTS):  # restarted, so that the basis stays small on large grids
             if found.converged:
                 break
             start = found.Vh[0]
             found = golub_kahan(A, 1, tolerance=self.tolerance, max_steps=MOST_STEPS, seed=self.seed, start=start)
-        self._keep(found.U[:, 0], found.Vh[0])
+        noise[0] = found.Vh[0]
+        for _ in range(2):
+            _, noise = _step(A, noise)
+        self._keep(found.U[:, 0], noise)
         self._warm_looks = 0
 
-    def _keep(self, left: Tensor, right: Tensor) -> None:
+    def _keep(self, left: Tensor, rows: Tensor) -> None:
         self.left.copy_(left)
-        self.right.copy_(right)
+        self.rows.copy_(rows)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OperatorNorm:
         """Copy the vectors, forget which weight they belong to."""
@@ -107,25 +117,23 @@ class OperatorNorm(nn.Module):
         nn.Module.__init__(other)
         other.map, other.tolerance, other.slack, other.seed = self.map, self.tolerance, self.slack, self.seed
         other.register_buffer("left", self.left.clone(), persistent=False)
-        other.register_buffer("right", self.right.clone(), persistent=False)
+        other.register_buffer("rows", self.rows.clone(), persistent=False)
         other._seen, other._warm_looks = None, 0
         other.training = self.training
         return other
 
 
+def _step(A: LinearOperator, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """One subspace iteration with Rayleigh-Ritz: the leading left vector, and the right ones as rows, descending."""
+    Q = torch.linalg.qr(A.matmat(rows.mT)).Q
+    P, R = torch.linalg.qr(A.rmatmat(Q))
+    W, _, Zh = torch.linalg.svd(R.mT)
+    return Q @ W[:, 0], Zh @ P.mT
+
+
 def _transformed(weight: Tensor) -> bool:
     """Whether a function transform (grad, vmap, jvp) holds the weight; torch has no public word for it."""
     return torch._C._functorch.is_functorch_wrapped_tensor(weight)  # type: ignore[attr-defined]
-
-
-def _step(A: LinearOperator, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One power iteration from ``right``: the new pair, and the relative residual of the old right vector."""
-    u = A.matmat(right[:, None])[:, 0]
-    s = torch.linalg.vector_norm(u)
-    left = u / s.clamp_min(TINY)
-    v = A.rmatmat(left[:, None])[:, 0]
-    t = torch.linalg.vector_norm(v).clamp_min(TINY)
-    return left, v / t, torch.linalg.vector_norm(v - s * right) / t
 
 
 class OperatorNormalization(nn.Module):
