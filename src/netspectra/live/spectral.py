@@ -101,9 +101,8 @@ class OperatorNorm(nn.Module):
             start = found.Vh[0]
             found = golub_kahan(A, 1, tolerance=self.tolerance, max_steps=MOST_STEPS, seed=self.seed, start=start)
         noise[0] = found.Vh[0]
-        for _ in range(2):
-            _, noise = _step(A, noise)
-        self._keep(found.U[:, 0], noise)
+        _, rows = _step(A, noise)  # twice, so that the other directions are worth following
+        self._keep(*_step(A, rows))
         self._warm_looks = 0
 
     def _keep(self, left: Tensor, rows: Tensor) -> None:
