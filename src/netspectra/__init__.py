@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from netspectra.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from netspectra.analysis import Analysis
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
     from netspectra.linalg.svd import svd
     from netspectra.linalg.values import svdvals
-    import torch
-
     from netspectra.live.norm import operator_norm
     from netspectra.live.saved import Saved
     from netspectra.run import Run
