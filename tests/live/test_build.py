@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.compress.architectures import ARCHITECTURES, made
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import netspectra as ns
-from benchmarks.compress.architectures import ARCHITECTURES, made
 from netspectra.errors import InputRefused
 from netspectra.live.batches import call, main_output
 from netspectra.live.build import build, factory, fill_

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from benchmarks.compress.architectures import ARCHITECTURES, made
 from torch import nn
 
 import netspectra as ns
-from benchmarks.compress.architectures import ARCHITECTURES, made
 from netspectra.forms import FORMS, Member, Site
 from netspectra.forms.place import place_, placed
 from netspectra.live.batches import call, main_output

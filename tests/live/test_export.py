@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
+from benchmarks.compress.architectures import ARCHITECTURES, made
 from torch import nn
 
 import netspectra as ns
-from benchmarks.compress.architectures import ARCHITECTURES, made
 from netspectra.errors import InputRefused
 from tests.live.test_coverage import answer, factored_
 

@@ -64,6 +64,7 @@ def test_text_is_padded_masked_and_cut(tokens):
 
 def test_the_models_length_and_decoder_count(tokens):
     from benchmarks.compress.architectures import made
+
     from netspectra.live.batches import call
 
     batch = text_batches(["one two", "three"], tokens, made("t5"))[0]

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from benchmarks.compress.architectures import ARCHITECTURES, made
 from safetensors.torch import load_file
 from torch import nn
 
 import netspectra as ns
-from benchmarks.compress.architectures import ARCHITECTURES, made
 from netspectra.checkpoint import MANIFEST
 from netspectra.errors import InputRefused
 from netspectra.forms.place import place_
