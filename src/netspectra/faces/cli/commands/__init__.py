@@ -11,7 +11,11 @@ FILES = (
     "inspect",
     "analyze",
     "report",
+<<<<<<< HEAD
     "compress",
+=======
+    "geometry",
+>>>>>>> main
     "demo",
     "lists",
 )
