@@ -34,11 +34,8 @@ if TYPE_CHECKING:
     from netspectra.plan import Plan
     from netspectra.run import Run
     from netspectra.sources import open
-<<<<<<< HEAD
     from netspectra.verbs.compress.options import CompressOptions
-=======
     from netspectra.verbs.geometry import Geometry
->>>>>>> main
     from netspectra.weight import Weight
 
 __all__ = [
@@ -53,12 +50,9 @@ __all__ = [
     "Spectrum",
     "__version__",
     "analyze",
-<<<<<<< HEAD
     "compress",
-    "load",
-=======
     "geometry",
->>>>>>> main
+    "load",
     "open",
     "operator_norm",
     "save",
@@ -176,7 +170,6 @@ def analyze(
             keep.close()
 
 
-<<<<<<< HEAD
 def compress(
     model: torch.nn.Module,
     *,
@@ -292,7 +285,8 @@ def load(folder: str | Path, model: torch.nn.Module | None = None) -> torch.nn.M
     from netspectra.sources import open as open_source
 
     return load(open_source(folder), model)
-=======
+
+
 def geometry(
     weight: Any,
     inputs: Any = None,
@@ -343,4 +337,3 @@ def geometry(
     if single(weight):
         return geometry(weight, inputs, labels=labels, name=name, points=points)
     return geometry(one_of(open_source(weight), name), inputs, labels=labels, points=points)
->>>>>>> main

@@ -11,11 +11,7 @@ from torch import Tensor
 from netspectra.linalg.lapack import gram_update_
 from netspectra.linalg.matrix import U64, wide_chunks
 
-<<<<<<< HEAD
-__all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum", "square"]
-=======
 __all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum", "reducible"]
->>>>>>> main
 
 REDUCED_FROM = 128  # below, numpy needs fewer calls
 REDUCED_UP_TO = 2304  # from here on torch's own reduction is faster, though it gives no vectors
@@ -38,32 +34,6 @@ def gram(A: Tensor, exponent: int = 0) -> Tensor:
             [ 2., 13.]], dtype=torch.float64)
     """
     n = A.shape[1]
-<<<<<<< HEAD
-    total: Tensor | None = None
-    for chunk in row_chunks(A):
-        wide = widen(chunk, exponent)
-        if total is None and chunk.shape[0] == A.shape[0] and n <= OPENBLAS_BELOW:
-            return square(wide)
-        if total is None:
-            total = torch.zeros((n, n), dtype=wide.dtype, device=wide.device)
-        for start in range(0, n, BLOCK):
-            stop = min(n, start + BLOCK)
-            tile = wide[:, start:stop]
-            total[start:stop, start:stop] += square(tile)
-            if start:
-                total[start:stop, :start].addmm_(tile.mH, wide[:, :start])
-    if total is None:
-        return torch.zeros((n, n), dtype=torch.complex128 if A.is_complex() else torch.float64, device=A.device)
-    return total
-
-
-def square(X: Tensor) -> Tensor:
-    """X^H X; on the CPU by numpy, which recognises the symmetry of a real product and does half the work."""
-    if X.device.type != "cpu" or X.is_complex():
-        return X.mH @ X
-    x = X.numpy()
-    return torch.from_numpy(x.T @ x)
-=======
     total = torch.zeros((n, n), dtype=torch.complex128 if A.is_complex() else torch.float64, device=A.device)
     first = True
     for wide in wide_chunks(A, exponent):
@@ -78,7 +48,6 @@ def square(X: Tensor) -> Tensor:
 def reducible(G: Tensor) -> bool:
     """Whether `lapack.tridiagonal_` is the fastest way to the eigenvalues."""
     return G.device.type == "cpu" and not G.is_complex() and REDUCED_FROM <= len(G) <= REDUCED_UP_TO
->>>>>>> main
 
 
 def eigenvalues(G: Tensor) -> np.ndarray:

@@ -11,11 +11,8 @@ FILES = (
     "inspect",
     "analyze",
     "report",
-<<<<<<< HEAD
     "compress",
-=======
     "geometry",
->>>>>>> main
     "demo",
     "lists",
 )
