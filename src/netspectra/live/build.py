@@ -103,7 +103,7 @@ def fill_(model: nn.Module, refs: Iterable[TensorRef], what: str = "the checkpoi
     found = {names: ref for names in owners for ref in [next((stored[n] for n in names if n in stored), None)] if ref}
     missing = [names[0] for names in owners if names not in found]
     taken = {name for names in owners for name in names}
-    over = [ref.name for ref in stored.values() if ref.name not in taken and _floating(ref)]
+    over = [name for name, ref in stored.items() if name not in taken and _floating(ref)]
     wrong = [
         f"{ref.name} {list(ref.shape)} for {list(owners[names][0].shape)}"
         for names, ref in found.items()
@@ -206,6 +206,7 @@ def _config(config: Mapping[str, Any], what: str) -> PretrainedConfig:
     """The config object of a ``model_type`` that the installed transformers knows."""
     if find_spec("transformers") is None:
         raise InputRefused(f"{what}: building a live model needs transformers: pip install 'netspectra[transformers]'")
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, __version__
 
     name = config.get("model_type")
@@ -220,8 +221,8 @@ def _config(config: Mapping[str, Any], what: str) -> PretrainedConfig:
     plain = {key: value for key, value in config.items() if key not in IMPLEMENTATION and "implementation" not in key}
     try:
         return CONFIG_MAPPING[name].from_dict(plain)
-    except (TypeError, ValueError, KeyError, AttributeError) as wrong:
-        raise InputRefused(f"{what}: config.json: {str(wrong).splitlines()[0][:200]}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as wrong:
+        raise InputRefused(f"{what}: config.json: {' '.join(str(wrong).split())[:200]}") from None
 
 
 def _class(config: Mapping[str, Any], made: PretrainedConfig, what: str) -> type[PreTrainedModel]:

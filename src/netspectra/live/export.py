@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,15 +26,22 @@ __all__ = ["SUFFIXES", "export"]
 SUFFIXES = (".pt2", ".onnx")
 
 
-class _Plain(nn.Module):
-    """The model with a plain tensor for an answer."""
+def _plain(model: nn.Module, names: list[str], keyword: bool) -> nn.Module:
+    """The model as a module that takes arguments of these names and gives a plain tensor."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return main_output(self.model(*args, **kwargs))
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            return main_output(self.model(*args, **kwargs))
+
+    kind = inspect.Parameter.KEYWORD_ONLY if keyword else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    signature = inspect.Signature([own, *(inspect.Parameter(name, kind) for name in names)])
+    Plain.forward.__signature__ = signature  # type: ignore[attr-defined]  # what the recording calls its inputs
+    return Plain().eval()
 
 
 def export(model: nn.Module, to: str | Path, example: Any) -> Saved:
@@ -56,20 +66,20 @@ def export(model: nn.Module, to: str | Path, example: Any) -> Saved:
     if not to.parent.is_dir():
         raise InputRefused(f"{to}: the folder {to.parent} does not exist")
     args, kwargs = _arguments(example)
-    plain = _Plain(_quiet_copy(model)).eval()
     names = [f"input_{place}" for place in range(len(args))] + list(kwargs)
-    shapes = {"args": tuple(_free(value) for value in args), "kwargs": {k: _free(v) for k, v in kwargs.items()}}
+    plain = _plain(_quiet_copy(model), names, bool(kwargs))
+    shapes = {name: _free(value) for name, value in zip(names, (*args, *kwargs.values()), strict=True)}
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=".netspectra-") as home, torch.no_grad():
         made = Path(home) / to.name
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _hushed("torch.onnx._internal.exporter._registration"):
                 warnings.simplefilter("ignore")
                 recorded = torch.export.export(plain, args, kwargs, dynamic_shapes=shapes, strict=False)
                 if to.suffix == ".pt2":
                     torch.export.save(recorded, made)
                 else:
-                    torch.onnx.export(recorded, args, str(made), kwargs=kwargs, input_names=names,
-                                      output_names=["output"], dynamo=True, external_data=False, verbose=False)  # fmt: skip
+                    torch.onnx.export(recorded, args, str(made), kwargs=kwargs, input_names=names, dynamo=True,
+                                      output_names=["output"], external_data=False, verbose=False)  # fmt: skip
         except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as wrong:
             reason = (str(wrong).strip().splitlines() or [type(wrong).__name__])[0][:200]
             raise InputRefused(f"{to}: {type(model).__name__} cannot be recorded: {reason}") from None
@@ -80,12 +90,24 @@ def export(model: nn.Module, to: str | Path, example: Any) -> Saved:
     return Saved(str(to), to.stat().st_size, True, 0)
 
 
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Keep a logger below errors silent inside the block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _quiet_copy(model: nn.Module) -> nn.Module:
     """The same parameters in another tree of modules, without a cache of keys and values."""
     kept = {id(p): p for p in (*model.parameters(), *model.buffers())}
     found = copy.deepcopy(model, memo=kept)
-    config = getattr(found, "config", None)
-    if hasattr(config, "use_cache"):
+    config: Any = getattr(found, "config", None)
+    if config is not None and hasattr(config, "use_cache"):
         config.use_cache = False
     return found
 
