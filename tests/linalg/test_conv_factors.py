@@ -1,4 +1,4 @@
-"""Chains of small convolutions: the losses they claim, exact at full rank, and the data-free classics as a special case."""
+"""Chains of small convolutions: the losses they claim, exact at full rank, the data-free classics as a special case."""
 
 import math
 
@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import rng
 
 from netspectra.linalg.conv_factors import composed, spatial, spatial_bases, tucker, tucker_bases
 from netspectra.linalg.features import on_features
+from oracles import rng
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TAPS = [(3,), (3, 3), (2, 3), (1, 3), (2, 2, 2)]

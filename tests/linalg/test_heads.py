@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import rng
 
 from netspectra.linalg.heads import query_key_bases, value_output_bases
+from oracles import rng
 
 
 def T(*shape, seed=0):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import kahan, rng, zoo
 
 from netspectra.linalg.interpolative import (
     BOUND,
@@ -16,6 +15,7 @@ from netspectra.linalg.interpolative import (
     interpolative_parameters,
     interpolative_rank,
 )
+from oracles import kahan, rng, zoo
 
 
 def check(found: Interpolative, left: torch.Tensor, right: torch.Tensor, bound: float = BOUND) -> None:

@@ -1,4 +1,4 @@
-"""Neurons chosen by pivoted Cholesky: the same as pivoted QR of activations, losses and refits as least squares has it."""
+"""Neurons by pivoted Cholesky: as pivoted QR of the activations; losses and refits as least squares has them."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import rng
 
 from netspectra.linalg.neurons import neuron_order
+from oracles import rng
 
 
 def block(seed: int, tokens: int, n: int, m: int):

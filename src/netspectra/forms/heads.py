@@ -95,8 +95,8 @@ class _Heads:
 class ValueOutput(_Heads):
     """Value and output projections through fewer dimensions a head; heads that share a value are taken together.
 
-    Roles ``value`` and ``output``; facts ``heads``, ``kv_heads``. Attention only averages values, so what a head does is
-    O_h V_h; ``output.A`` is the second moment of what enters the output projection.
+    Roles ``value`` and ``output``; facts ``heads``, ``kv_heads``. Attention only averages values, so what a head does
+    is O_h V_h; ``output.A`` is the second moment of what enters the output projection.
     """
 
     name = "value_heads"

@@ -72,4 +72,8 @@ def rebuild_(model: nn.Module, replacements: list[Placed]) -> nn.Module:
     for one in replacements:
         original = model.get_submodule(one.module)
         place_(model, one.module, FORMS[one.form].empty(original, one.spec), one.form, one.spec)
+    for name in dict.fromkeys(one.form for one in replacements):
+        link = getattr(FORMS[name], "link_", None)  # only forms whose modules share something have it
+        if link is not None:
+            link(model, {one.module: one.spec for one in replacements if one.form == name})
     return model

@@ -62,7 +62,7 @@ def value_output_bases(O: Tensor, H: Tensor, G: Tensor | None, *, heads: int, kv
 
     Source: Lin et al. 2024 (MoDeGPT, arXiv:2408.09632) reduces values alike, by SVD without G or the refit.
     """
-    m, width = O.shape
+    width = O.shape[1]
     d, group = width // heads, heads // kv_heads
     LO = O if G is None else root(G).mT @ O
     C = torch.empty((kv_heads, d, d), dtype=O.dtype, device=O.device)

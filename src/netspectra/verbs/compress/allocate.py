@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal
 
-
 from netspectra.errors import InputRefused
 from netspectra.forms import Site
 from netspectra.plan import Cost

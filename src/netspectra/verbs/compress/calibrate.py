@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from netspectra.forms.factors import is_conv1d
 from netspectra.linalg.moments import Moments, load_moments, save_moments
 from netspectra.live.batches import call, tensors
 from netspectra.live.untouched import untouched
-from netspectra.verbs.compress.objective import Objective
+from netspectra.verbs.compress.objective import Objective, token_mask
 from netspectra.verbs.compress.structure import Structure, Traffic, observe
 
 __all__ = ["Calibration", "calibrate", "fitting", "layers", "rows", "samples_in"]
@@ -158,23 +158,16 @@ class _Recorder:
 
     def __init__(self, modules: Mapping[str, nn.Module], found: Calibration, *, backward: bool) -> None:
         self.modules, self.found, self.backward = modules, found, backward
-        self.masks: list[Tensor] = []
+        self.batch: Any = None
         self.seen: list[tuple[str, Tensor]] = []
         self.first = True
         self.traffic = Traffic()
         self.handles = [m.register_forward_hook(self._hook(name)) for name, m in modules.items()]
 
     def begin(self, batch: Any) -> None:
-        """Before a batch: its masks; what an earlier batch held is let go."""
+        """Before a batch; what an earlier one held is let go."""
         self.seen = []
-        if isinstance(batch, Mapping):
-            masks = [batch.get(name) for name in ("attention_mask", "decoder_attention_mask")]
-            self.masks = [mask.bool() for mask in masks if isinstance(mask, Tensor) and mask.dim() == 2]
-
-    def _mask(self, name: str, shape: Sequence[int]) -> Tensor | None:
-        """The padding mask that fits a layer's tokens; a decoder's own one first."""
-        masks = reversed(self.masks) if "decoder" in name else self.masks
-        return next((mask for mask in masks if tuple(mask.shape) == tuple(shape)), None)
+        self.batch = batch
 
     def _hook(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -184,7 +177,7 @@ class _Recorder:
             convolution = isinstance(module, CONVOLUTIONS)
             batched = x.dim() == (module.weight.dim() if convolution else 2) or not convolution
             tokens = x.shape if isinstance(module, nn.Embedding) else x.shape[:-1]
-            keep = None if convolution else self._mask(name, tokens)
+            keep = None if convolution else token_mask(name, tokens, self.batch)
             if self.first and not convolution and x.is_floating_point():
                 self.traffic.add(name, x, output)
             self._input(name, module, x if batched else x[None], keep, x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.live.batches import call, main_output
 
-__all__ = ["Objective", "as_objective", "masked", "pooled"]
+__all__ = ["Objective", "as_objective", "masked", "pooled", "token_mask"]
 
 Kind = Literal["squared", "divergence"]
 
@@ -60,6 +60,23 @@ class Objective:
             return float((new - original).square().sum(dtype=torch.float64))
         p, q = original.log_softmax(-1), new.log_softmax(-1)
         return float((p.exp() * (p - q)).sum(dtype=torch.float64))
+
+    def difference(self, new: Tensor, original: Tensor) -> Tensor:
+        """The loss to train by: squared differences relative to the original's squares, or the mean divergence."""
+        if self.kind == "squared":
+            return (new - original).square().sum() / original.square().sum().clamp_min(1e-30)
+        p, q = original.float().log_softmax(-1), new.float().log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def token_mask(name: str, shape: Sequence[int], batch: Any) -> Tensor | None:
+    """The padding mask that fits a layer's tokens, boolean; a decoder's own one first; None where there is none."""
+    names = ("attention_mask", "decoder_attention_mask")
+    for key in reversed(names) if "decoder" in name else names:
+        mask = batch.get(key) if isinstance(batch, Mapping) else None
+        if isinstance(mask, Tensor) and tuple(mask.shape) == tuple(shape):
+            return mask.bool()
+    return None
 
 
 def masked(hidden: Tensor, batch: Any) -> Tensor:

@@ -98,9 +98,12 @@ def _groups(calibration: Calibration, members: Mapping[str, Member], method: str
         if all(name in members for name in roles.values()):
             if calibration.owner[attention.query] == calibration.owner[attention.key]:
                 found.append(Site(_parent(roles.values()), "qkv", _pick(members, roles), facts, method))
-            if attention.output in members:
-                whole = roles | {"output": attention.output}
-                found.append(Site(_parent(whole.values()), "attention", _pick(members, whole), facts, method))
+            pairs = {"value_output": {"value": attention.value, "output": attention.output}}
+            if not attention.rotary:
+                pairs["query_key"] = {"query": attention.query, "key": attention.key}
+            for kind, some in pairs.items():
+                if all(name in members for name in some.values()):
+                    found.append(Site(_parent(some.values()), kind, _pick(members, some), facts, method))
     return found
 
 
