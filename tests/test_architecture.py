@@ -26,7 +26,7 @@ ALLOWED = {
     "figures": GROUND,
     "methods": GROUND | {"methods"},
     "forms": GROUND | {"methods", "forms"},
-    "plan": BASE | {"plan"},
+    "plan": BASE | {"plan", "analysis", "report"},
     "live": GROUND | {"weight", "composed", "checkpoint", "forms", "live"},
     "report": {"record", "report"},
     "analysis": GROUND | {"metrics", "runfile", "figures", "report"},

@@ -26,19 +26,24 @@ if TYPE_CHECKING:
     from netspectra.linalg.values import svdvals
     from netspectra.live.norm import operator_norm
     from netspectra.live.saved import Saved
+    from netspectra.plan import Plan
     from netspectra.run import Run
     from netspectra.sources import open
+    from netspectra.verbs.compress.options import CompressOptions
     from netspectra.weight import Weight
 
 __all__ = [
     "Analysis",
+    "CompressOptions",
     "EnvironmentFailure",
     "InputRefused",
     "NetspectraError",
     "NotDecomposable",
+    "Plan",
     "Spectrum",
     "__version__",
     "analyze",
+    "compress",
     "load",
     "open",
     "operator_norm",
@@ -49,10 +54,12 @@ __all__ = [
 
 _HOME = {
     "Analysis": "netspectra.analysis",
+    "CompressOptions": "netspectra.verbs.compress.options",
     "EnvironmentFailure": "netspectra.errors",
     "InputRefused": "netspectra.errors",
     "NetspectraError": "netspectra.errors",
     "NotDecomposable": "netspectra.errors",
+    "Plan": "netspectra.plan",
     "Spectrum": "netspectra.linalg.spectrum",
     "open": "netspectra.sources",
     "svd": "netspectra.linalg.svd",
@@ -152,6 +159,67 @@ def analyze(
     finally:
         if keep:
             keep.close()
+
+
+def compress(
+    model: torch.nn.Module,
+    *,
+    keep: float | None = None,
+    calibration: Any = None,
+    plan: Plan | str | Path | None = None,
+    options: CompressOptions | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    **wanted: Any,
+) -> Plan:
+    """Plan how to shrink a network under a budget so that what it computes changes least; `Plan.apply` then does it.
+
+    Every layer may stay dense, be factored, stored by its own rows, share a factor, lose neurons or head dimensions;
+    forms and sizes are chosen by the loss they are predicted to cost, and judged on held-out samples against treating
+    all layers alike. The model is not changed before ``plan.apply(model)``.
+
+    Args:
+        model: any module.
+        keep: share of the selected weights' parameters that stays; one half where no budget is given.
+        calibration: what the model is called with: batches, a DataLoader, a function that gives them; or the path of
+            moments that were saved; None: plain truncation, which loses far more.
+        plan: a plan or its file, perhaps edited, to be fitted instead of making a new one.
+        options: `netspectra.verbs.compress.options.CompressOptions`, where all can be said.
+        progress: called with what is being done and its share, 0 ... 1.
+        wanted: fields of the options by name: ``loss=0.1``, ``portable=True``, ``heal=200``, ...
+
+    Raises:
+        InputRefused: the budget cannot be met, nothing is selected, options contradict each other.
+
+    >>> import torch, netspectra as ns
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    >>> plan = ns.compress(model, keep=0.5, calibration=[torch.randn(64, 32)])
+    >>> _ = plan.apply(model)
+    >>> sum(p.numel() for p in model.parameters()) <= 0.5 * (32 * 64 + 64 + 64 * 10 + 10)
+    True
+    """
+    from dataclasses import replace
+
+    from netspectra.plan import Plan
+    from netspectra.verbs.compress.calibrate import Calibration
+    from netspectra.verbs.compress.options import CompressOptions
+    from netspectra.verbs.compress.planning import compress
+
+    if keep is not None:
+        wanted["keep"] = keep
+    if isinstance(calibration, str | Path):
+        known, data = Calibration.load(calibration), None
+    else:
+        known, data = None, calibration
+    made, _ = compress(
+        model,
+        replace(options or CompressOptions(), **wanted),
+        data,
+        calibration=known,
+        plan=Plan.load(plan) if isinstance(plan, str | Path) else plan,
+        progress=progress or (lambda what, share: None),
+    )
+    return made
 
 
 def save(

@@ -83,6 +83,7 @@ class Plan:
         held_out: measured on data that was not calibrated on: by name of the candidate, its error.
         frontier: size against predicted loss, as a list of points.
         notes: what a reader should know.
+        finish: what refitting and healing did; speed of the whole model; task metrics. Empty until applied.
         fingerprint: of the model's modules: a plan is refused for another model.
     """
 
@@ -94,6 +95,7 @@ class Plan:
     frontier: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    finish: dict[str, Any] = field(default_factory=dict)
     _apply: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Decision]:
@@ -138,6 +140,7 @@ class Plan:
             "options": dict(self.options),
             "totals": {name: asdict(cost) for name, cost in self.totals.items()},
             "held_out": dict(self.held_out),
+            "finish": dict(self.finish),
             "notes": list(self.notes),
             "decisions": [asdict(decision) for decision in self.decisions],
             "frontier": [dict(point) for point in self.frontier],
@@ -173,9 +176,71 @@ class Plan:
                 tuple(data["frontier"]),
                 tuple(data["notes"]),
                 data["fingerprint"],
+                dict(data.get("finish", {})),
             )
         except (KeyError, TypeError) as wrong:
             raise InputRefused(f"the plan lacks or misnames a field: {wrong}") from None
+
+    def summary(self) -> list[str]:
+        """A few lines for people: size, held-out quality, plain rounding beside it, speed."""
+        before, after = (self.totals.get(f"model_{when}", Cost()) for when in ("before", "after"))
+        lines = [f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes"]
+        candidates = self.held_out.get("candidates", {})
+        for name, found in candidates.items():
+            kept = " (kept)" if name == self.held_out.get("kept") else ""
+            lines.append(f"held out, {name}{kept}: {_measures(found)}")
+        for name in ("plan", "final"):
+            found = self.held_out.get("plan") if name == "plan" else self.finish.get("final")
+            if found and (name == "plan" or found not in candidates.values()):
+                lines.append(
+                    f"held out, {'this plan' if name == 'plan' else 'refitted and healed'}: {_measures(found)}"
+                )
+        size = self.totals.get("selected_before", Cost()).bytes
+        for name, found in self.held_out.get("rounding", {}).items():
+            lines.append(
+                f"for comparison, the same weights rounded to {name} ({found['bytes'] / max(size, 1):.0%} of their "
+                f"bytes): {_measures(found)}"
+            )
+        for name, (was, now) in self.finish.get("task", {}).items():
+            lines.append(f"{name}: {was:.4g} -> {now:.4g}")
+        if "speed" in self.finish:
+            s = self.finish["speed"]
+            lines.append(
+                f"measured: {s['before_ms']:.1f} -> {s['after_ms']:.1f} ms a batch, {s['ratio']:.2f} x "
+                f"({s['low']:.2f} .. {s['high']:.2f})"
+            )
+        return [*lines, *self.notes]
+
+    def __str__(self) -> str:
+        """The summary, and every site that is not left alone."""
+        rows = [
+            f"{d.site}  {d.form} {d.size}  {d.before.parameters:,} -> {d.after.parameters:,}"
+            for d in self.decisions
+            if d.form != "dense"
+        ]
+        return "\n".join([*self.summary(), *rows])
+
+    def _repr_html_(self) -> str:
+        """Show a table in notebooks."""
+        from netspectra.report.plan_page import decisions_table
+
+        return decisions_table(self.to_dict())
+
+    def to_html(self) -> str:
+        """The self-contained report as text: frontier, held-out quality, every decision."""
+        from netspectra.report.plan_page import render_plan
+
+        return render_plan(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write it by suffix: ``.json`` to edit and replay, ``.html`` to look at."""
+        from netspectra.analysis import write_atomically
+
+        writers = {".json": self.to_json, ".html": self.to_html}
+        suffix = Path(path).suffix.lower()
+        if suffix not in writers:
+            raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .json and .html")
+        write_atomically(path, writers[suffix]())
 
     def to_json(self) -> str:
         """`to_dict` as text, for people to edit."""
@@ -191,3 +256,7 @@ class Plan:
         if not isinstance(data, dict):
             raise InputRefused(f"{path}: is no plan: JSON of another kind")
         return cls.from_dict(data)
+
+
+def _measures(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.items() if not name.startswith("bytes"))

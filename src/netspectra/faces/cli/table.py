@@ -21,8 +21,9 @@ from netspectra.weight import ITEMSIZE, Source
 
 if TYPE_CHECKING:
     from netspectra.faces.cli.forecast import Forecast
+    from netspectra.plan import Plan
 
-__all__ = ["contents", "middle", "show_analysis", "show_formats", "show_metrics", "show_source"]
+__all__ = ["contents", "middle", "show_analysis", "show_formats", "show_metrics", "show_plan", "show_source"]
 
 STYLE: dict[Level, str] = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "bold red"}
 # Columns of the table, the first to be dropped in a narrow window last.
@@ -313,3 +314,28 @@ def show_formats() -> None:
         ready = all(find_spec(module) is not None for module in reader.needs)
         state = "ready" if ready else f"needs pip install 'netspectra[{reader.extra}]'"
         console.print(f"{reader.name}: {state}", markup=False)
+
+
+def show_plan(plan: Plan) -> None:
+    """What becomes of every site, what held-out data says, and plain rounding beside it."""
+    console = _console()
+    timed = any(d.before.milliseconds is not None for d in plan)
+    columns = ["layer", "form", "size", "parameters", "kept", "loss", *(["ms"] if timed else [])]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("layer", "form") else "right")
+    alone = [d for d in plan if d.form == "dense"]
+    for d in plan:
+        if d.form == "dense":
+            continue
+        share = d.after.parameters / max(d.before.parameters, 1)
+        cells = [f"{d.after.parameters:,}", f"{share:.0%}", "" if d.loss is None else f"{d.loss:.3g}"]
+        if timed:
+            times = (d.before.milliseconds, d.after.milliseconds)
+            cells.append("" if None in times else f"{times[0]:.2f} -> {times[1]:.2f}")
+        table.add_row(middle(d.site, NAME), d.form, str(d.size), *cells)
+    console.print(table)
+    for reason, count in Counter(d.reason for d in alone).most_common():
+        console.print(f"{count} x {printable(reason)}", style="dim")
+    for line in plan.summary():
+        console.print(line)

@@ -90,6 +90,7 @@ def masked(hidden: Tensor, batch: Any) -> Tensor:
 def pooled(hidden: Tensor, batch: Any) -> Tensor:
     """Mean over the tokens that are no padding, normalized: a sentence embedding.
 
+    >>> import torch
     >>> pooled(torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), {"attention_mask": torch.tensor([[1, 0]])}).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
@@ -43,6 +43,7 @@ class CompressOptions:
         timed: measure each form's time; None: where a latency budget asks.
         never_slower: leave out forms that are not measured faster than the dense layer; None: with latency budgets.
         refit: sweeps of fitting layers anew behind the compressed ones, kept only if the held-out loss falls.
+        task: a metric of your own, model -> {name: value}, measured before and after.
         heal: steps of distillation afterwards, kept only if the held-out loss falls.
         heal_rate: their learning rate.
         seed: of all draws.
@@ -69,6 +70,7 @@ class CompressOptions:
     timed: bool | None = None
     never_slower: bool | None = None
     refit: int = 0
+    task: Callable[[nn.Module], Mapping[str, float]] | None = None
     heal: int = 0
     heal_rate: float = 1e-4
     seed: int = 0
@@ -102,7 +104,8 @@ class CompressOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without what was not asked for."""
-        found = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
+        found.pop("task", None)
         if callable(self.objective):
             found["objective"] = "custom"
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

@@ -33,11 +33,12 @@ from netspectra.verbs.compress.heal import heal_
 from netspectra.verbs.compress.latency import Clock
 from netspectra.verbs.compress.objective import Objective, as_objective
 from netspectra.verbs.compress.options import CompressOptions
-from netspectra.verbs.compress.quality import HeldOut
+from netspectra.verbs.compress.quality import HeldOut, is_causal, perplexity
 from netspectra.verbs.compress.refit import refit_
 from netspectra.verbs.compress.replace import DENSE, Replacement, fitted, replace_, tried
 from netspectra.verbs.compress.rounding import rounding
 from netspectra.verbs.compress.sites import Shrinkage, Sites, find_sites
+from netspectra.verbs.compress.speed import speed
 from netspectra.weight import Selection
 
 __all__ = ["Progress", "Workshop", "compress", "gathered", "split"]
@@ -62,6 +63,7 @@ class Workshop:
         clock: measured times.
         fits: replacements made so far.
         kept: what refitting and healing did to the held-out loss.
+        chosen: the options of the plan.
         finished: the modules to place, refitted and healed; made when the plan is first applied.
     """
 
@@ -76,6 +78,7 @@ class Workshop:
     fits: dict[tuple[int, str, int], list[Replacement]] = field(default_factory=dict)
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     finished: list[Replacement] | None = None
+    chosen: Sequence[Option] = ()
 
     @property
     def choices(self) -> dict[int, tuple[Choice, ...]]:
@@ -108,28 +111,35 @@ def gathered(model: nn.Module, data: Any) -> list[Any]:
 
 
 def split(batches: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
-    """Calibration and held-out samples: the last ones of every batch, so that both see the same kinds."""
-    kept, held = [], []
+    """Calibration and held-out samples: every so manieth of each batch, so that both see the same kinds.
+
+    >>> kept, held = split([torch.arange(8)], 0.25)
+    >>> kept[0].tolist(), held[0].tolist()
+    ([0, 1, 2, 4, 5, 6], [3, 7])
+    """
+    if share <= 0:
+        return list(batches), []
+    kept, held, step = [], [], max(2, round(1 / share))
     for batch in batches:
-        count = samples_in(batch)
-        last = round(count * share)
-        if last < 1 or last >= count:
+        place = torch.arange(samples_in(batch))
+        judging = place % step == step - 1
+        if not judging.any():
             kept.append(batch)
             continue
-        kept.append(_cut(batch, slice(0, count - last), count))
-        held.append(_cut(batch, slice(count - last, count), count))
+        kept.append(_cut(batch, place[~judging], len(place)))
+        held.append(_cut(batch, place[judging], len(place)))
     if not held and len(kept) > 1:
         held.append(kept.pop())
     return kept, held
 
 
-def _cut(batch: Any, part: slice, count: int) -> Any:
+def _cut(batch: Any, rows: Tensor, count: int) -> Any:
     if isinstance(batch, Tensor):
-        return batch[part] if batch.dim() and batch.shape[0] == count else batch
+        return batch[rows.to(batch.device)] if batch.dim() and batch.shape[0] == count else batch
     if isinstance(batch, Mapping):
-        return {key: _cut(value, part, count) for key, value in batch.items()}
+        return {key: _cut(value, rows, count) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return tuple(_cut(value, part, count) for value in batch)
+        return tuple(_cut(value, rows, count) for value in batch)
     return batch
 
 
@@ -166,6 +176,7 @@ def compress(
     if shop.held:
         held_out |= {"rounding": rounding(shop.model, shop.sites, shop.held)}
     made = _plan(shop, chosen, held_out, why, tuple(notes), objective)
+    shop.chosen = chosen
     return made.bound(lambda target: _apply(shop, made, chosen, target, progress)), shop
 
 
@@ -457,8 +468,28 @@ def _apply(shop: Workshop, plan: Plan, chosen: Sequence[Option], model: nn.Modul
         raise InputRefused("this model is not the one the plan was made for (other names or shapes of parameters)")
     if shop.finished is None:
         shop.finished = _finished(shop, chosen, progress)
+        plan.finish.update(shop.kept)
+        if shop.held is not None:
+            with tried(shop.model, shop.finished) as changed:
+                plan.finish["final"] = shop.held.measure(changed)
+        _measured_whole(shop, plan, shop.finished)
     modules = copy.deepcopy([one.module for one in shop.finished])  # together, so that what they share stays shared
     return replace_(model, [replace(one, module=m) for one, m in zip(shop.finished, modules, strict=True)])
+
+
+def _measured_whole(shop: Workshop, plan: Plan, finished: Sequence[Replacement]) -> None:
+    """Into the plan: speed of the whole model, the user's own metric, perplexity of causal language models."""
+    tasks: list[Callable[[nn.Module], Mapping[str, float]]] = [shop.options.task] if shop.options.task else []
+    if shop.held is not None and is_causal(shop.model, shop.held.batches):
+        batches = shop.held.batches
+        tasks.append(lambda model: {"perplexity": perplexity(model, batches)})
+    for task in tasks:
+        before = task(shop.model)
+        with tried(shop.model, finished) as changed:
+            after = task(changed)
+        plan.finish.setdefault("task", {}).update({name: [before[name], after[name]] for name in before})
+    if shop.options.timed and shop.batches:
+        plan.finish["speed"] = speed(shop.model, finished, shop.batches[-1])
 
 
 def _finished(shop: Workshop, chosen: Sequence[Option], progress: Progress) -> list[Replacement]:

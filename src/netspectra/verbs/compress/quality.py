@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.calibrate import samples_in
 from netspectra.verbs.compress.objective import Objective
 
-__all__ = ["HeldOut", "perplexity"]
+__all__ = ["HeldOut", "is_causal", "perplexity"]
 
 
 @dataclass(eq=False)
@@ -62,6 +62,12 @@ class HeldOut:
         if count:
             found["agreement" if self.objective.kind == "divergence" else "cosine"] = alike / count
         return found
+
+
+def is_causal(model: nn.Module, batches: Sequence[Any]) -> bool:
+    """Whether it is a language model that predicts each token from those before it, as transformers names them."""
+    named = any(part in type(model).__name__ for part in ("ForCausalLM", "LMHead"))
+    return named and all(isinstance(batch, Mapping) and "input_ids" in batch for batch in batches)
 
 
 def perplexity(model: nn.Module, batches: Sequence[Any]) -> float:

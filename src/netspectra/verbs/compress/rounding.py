@@ -17,6 +17,7 @@ GROUP = 64
 def rounded(W: Tensor, bits: int, group: int | None) -> tuple[Tensor, float]:
     """Symmetric rounding to the nearest, a scale a row, or a group of columns; and how many bytes that takes.
 
+    >>> import torch
     >>> rounded(torch.tensor([[1.0, -0.5, 0.1]]), 8, None)[0]
     tensor([[ 1.0000, -0.5039,  0.1024]])
     """

@@ -11,6 +11,7 @@ FILES = (
     "inspect",
     "analyze",
     "report",
+    "compress",
     "demo",
     "lists",
 )
