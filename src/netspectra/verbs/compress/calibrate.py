@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
 from netspectra.verbs.compress.structure import Structure, Traffic, observe
 
-__all__ = ["Calibration", "calibrate", "fitting", "layers", "rows", "samples_in"]
+__all__ = ["Calibration", "calibrate", "fitting", "layers", "mixed", "rows", "samples_in", "spread_out"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LARGEST_PATCHES = 1 << 24  # numbers of im2col rows held at once
@@ -162,6 +162,8 @@ class _Recorder:
         self.seen: list[tuple[str, Tensor]] = []
         self.first = True
         self.traffic = Traffic()
+        self.made: list[tuple[str, Tensor]] = []
+        self.norms: dict[str, str] = {}
         self.handles = [m.register_forward_hook(self._hook(name)) for name, m in modules.items()]
 
     def begin(self, batch: Any) -> None:
@@ -181,9 +183,27 @@ class _Recorder:
             if self.first and not convolution and x.is_floating_point():
                 self.traffic.add(name, x, output)
             self._input(name, module, x if batched else x[None], keep, x)
-            return self._output(name, module, output, keep) if self.backward else None
+            changed = self._output(name, module, output, keep) if self.backward else None
+            if self.first and convolution:
+                self.made.append((name, output if changed is None else changed))
+            return changed
 
         return hook
+
+    def watch_norms(self, model: nn.Module) -> None:
+        """Note which batch normalization reads which convolution's output, in the first batch."""
+
+        def hook(norm: str) -> Callable[..., None]:
+            def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+                for name, output in self.made if self.first else ():
+                    if args and args[0] is output:
+                        self.norms[name] = norm
+
+            return note
+
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                self.handles.append(module.register_forward_pre_hook(hook(name)))
 
     def _input(self, name: str, module: nn.Module, x: Tensor, keep: Tensor | None, identity: Tensor) -> None:
         found = self.found
@@ -234,6 +254,32 @@ class _Recorder:
             handle.remove()
 
 
+def spread_out(batch: Mapping[str, Any], vocabulary: int, share: float, generator: torch.Generator) -> dict[str, Any]:
+    """A batch with a share of its tokens drawn anew from the whole vocabulary.
+
+    Tokens that stand in every sample (begin, end, separators) stay where they are.
+    """
+    ids = batch["input_ids"]
+    everywhere = torch.tensor([bool((ids == one).any(1).all()) for one in ids[0].tolist()], device=ids.device)
+    fixed = torch.isin(ids, ids[0][everywhere])
+    hit = (torch.rand(ids.shape, generator=generator) < share).to(ids.device) & ~fixed
+    drawn = torch.randint(0, vocabulary, ids.shape, generator=generator).to(ids)
+    return {**batch, "input_ids": torch.where(hit, drawn, ids)}
+
+
+def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
+    """Moments of which ``share`` comes from another calibration of the same model."""
+
+    def both(a: Moments, b: Moments) -> Moments:
+        weight = share * a.count / ((1 - share) * max(b.count, 1.0))
+        scale = 1 - share  # so that counts stay those of the main calibration
+        return Moments(scale * (a.total + weight * b.total), scale * (a.sum + weight * b.sum), a.count)
+
+    inputs = {name: both(m, other.inputs.get(name, m)) for name, m in main.inputs.items()}
+    outputs = {name: both(m, other.outputs.get(name, m)) for name, m in main.outputs.items()}
+    return replace(main, inputs=inputs, outputs=outputs)
+
+
 def _copied(moments: Moments) -> Moments:
     return Moments(moments.total.clone(), moments.sum.clone(), moments.count)
 
@@ -270,6 +316,7 @@ def calibrate(
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         recorder = _Recorder(modules, found, backward=objective is not None)
+        recorder.watch_norms(model)
         try:
             for batch in batches:
                 recorder.begin(batch)
@@ -284,8 +331,8 @@ def calibrate(
                         for probe in range(probes):
                             objective.draw(signal, generator).backward(retain_graph=probe < probes - 1)
                 if recorder.first:
-                    found.structure = observe(model, recorder.traffic, found.owner)
-                    recorder.first = False
+                    found.structure = observe(model, recorder.traffic, found.owner, recorder.norms)
+                    recorder.first, recorder.made = False, []
                 found.samples += samples_in(batch)
                 progress(found.samples)
         finally:

@@ -28,7 +28,15 @@ from netspectra.verbs.compress.allocate import (
     total,
     uniform,
 )
-from netspectra.verbs.compress.calibrate import Calibration, calibrate, fitting, layers, samples_in
+from netspectra.verbs.compress.calibrate import (
+    Calibration,
+    calibrate,
+    fitting,
+    layers,
+    mixed,
+    samples_in,
+    spread_out,
+)
 from netspectra.verbs.compress.heal import heal_
 from netspectra.verbs.compress.latency import Clock
 from netspectra.verbs.compress.objective import Objective, as_objective
@@ -195,16 +203,7 @@ def _workshop(
         wanted = {name: m for name, m in layers(model).items() if selection.accepts(f"{name}.weight")}
         if not wanted:
             raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
-        total_samples = sum(map(samples_in, batches))
-        known = calibrate(
-            model,
-            batches,
-            wanted,
-            objective if options.backward else None,
-            probes=options.probes,
-            seed=options.seed,
-            progress=lambda samples: progress("calibrating", samples / total_samples),
-        )
+        known = _moments(model, options, batches, wanted, objective, progress)
     held = HeldOut.of(model, held_batches, objective) if held_batches and objective else None
     method = options.method or ("plain" if known is None else "two_sided" if known.outputs else "whitened")
     sites = find_sites(
@@ -225,6 +224,45 @@ def _workshop(
         progress("decomposing", (place + 1) / len(sites.found))
     shop.parts = components(choices)
     return shop, objective
+
+
+def _moments(
+    model: nn.Module,
+    options: CompressOptions,
+    batches: Sequence[Any],
+    wanted: Mapping[str, nn.Module],
+    objective: Objective | None,
+    progress: Progress,
+) -> Calibration:
+    """Moments of the batches, and a share of them from the same batches with other tokens."""
+    objective = objective if options.backward else None
+    extra: list[Any] = []
+    if options.spread:
+        generator = torch.Generator().manual_seed(options.seed)
+        for place, batch in enumerate(batches[::2]):  # half as many samples; a third or all of their tokens new
+            if isinstance(batch, Mapping) and "input_ids" in batch:
+                share = 1.0 if place % 2 else 0.3
+                extra.append(spread_out(batch, vocabulary(model), share, generator))
+    count = sum(map(samples_in, [*batches, *extra]))
+
+    def run(some: Sequence[Any], before: int) -> Calibration:
+        return calibrate(
+            model,
+            some,
+            wanted,
+            objective,
+            probes=options.probes,
+            seed=options.seed,
+            progress=lambda samples: progress("calibrating", (before + samples) / count),
+        )
+
+    main = run(batches, 0)
+    return mixed(main, run(extra, main.samples), options.spread) if extra else main
+
+
+def vocabulary(model: nn.Module) -> int:
+    """How many tokens the model's largest embedding knows."""
+    return max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=1)
 
 
 def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:

@@ -67,19 +67,31 @@ class Attention:
 
 @dataclass(frozen=True)
 class Structure:
-    """The groups of layers in a model."""
+    """The groups of layers in a model.
+
+    Attributes:
+        blocks: MLPs.
+        attentions: attentions.
+        norms: by convolution, the batch normalization that reads its output.
+    """
 
     blocks: tuple[Block, ...] = ()
     attentions: tuple[Attention, ...] = ()
+    norms: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"blocks": [vars(b) for b in self.blocks], "attentions": [vars(a) for a in self.attentions]}
+        return {
+            "blocks": [vars(b) for b in self.blocks],
+            "attentions": [vars(a) for a in self.attentions],
+            "norms": dict(self.norms),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Structure:
         """Undo `to_dict`."""
-        return cls(tuple(Block(**b) for b in data["blocks"]), tuple(Attention(**a) for a in data["attentions"]))
+        attentions = tuple(Attention(**a) for a in data["attentions"])
+        return cls(tuple(Block(**b) for b in data["blocks"]), attentions, data["norms"])
 
 
 @dataclass
@@ -96,13 +108,15 @@ class Traffic:
             self.leaving[name] = y.detach().reshape(-1, y.shape[-1])[:ROWS].float().clone()
 
 
-def observe(model: nn.Module, traffic: Traffic, owner: Mapping[str, str]) -> Structure:
+def observe(
+    model: nn.Module, traffic: Traffic, owner: Mapping[str, str], norms: Mapping[str, str] | None = None
+) -> Structure:
     """Find MLP blocks and attentions.
 
     A block is taken for one only where the numbers agree: the layer's input equals the activation of the other's
     output. Attention is taken from names (query, key, value on one input) and from the head counts beside them.
     """
-    return Structure(tuple(_blocks(traffic)), tuple(_attentions(model, traffic, owner)))
+    return Structure(tuple(_blocks(traffic)), tuple(_attentions(model, traffic, owner)), norms or {})
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
