@@ -169,6 +169,8 @@ def _left(
             left[name] = "its numbers are codes"
         elif calibration is not None and name not in calibration.owner:
             left[name] = "never ran on the calibration data"
+        elif calibration is not None and calibration.outputs and name not in calibration.outputs:
+            left[name] = "no gradient reaches it: what is to be kept of the output does not depend on it"
         elif isinstance(module, CONVOLUTIONS) and module.groups > 1:
             depthwise = module.groups == module.in_channels
             if depthwise:
