@@ -77,7 +77,13 @@ class Calibration:
         named, strings = load_moments(path)
         if "calibration" not in strings:
             raise InputRefused(f"{path}: holds moments, but no calibration; give the file that a calibration wrote")
-        about = json.loads(strings["calibration"])
+        try:
+            return cls._from(named, json.loads(strings["calibration"]))
+        except (KeyError, TypeError, ValueError) as wrong:
+            raise InputRefused(f"{path}: lacks {wrong}: written by another version? Calibrate again") from None
+
+    @classmethod
+    def _from(cls, named: Mapping[str, Moments], about: Mapping[str, Any]) -> Calibration:
         return cls(
             {name[3:]: moments for name, moments in named.items() if name.startswith("in:")},
             about["owner"],
