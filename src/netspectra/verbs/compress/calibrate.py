@@ -19,7 +19,7 @@ from netspectra.linalg.moments import Moments, load_moments, save_moments
 from netspectra.live.batches import call, tensors
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
-from netspectra.verbs.compress.structure import Structure, Traffic, observe
+from netspectra.verbs.compress.structure import Structure, observe
 
 __all__ = ["Calibration", "calibrate", "fitting", "layers", "rows", "samples_in"]
 
@@ -161,8 +161,11 @@ class _Recorder:
         self.batch: Any = None
         self.seen: list[tuple[str, Tensor]] = []
         self.first = True
-        self.traffic = Traffic()
-        self.handles = [m.register_forward_hook(self._hook(name)) for name, m in modules.items()]
+        self.handles: list[Any] = []
+
+    def open(self) -> None:
+        """Put the hooks on."""
+        self.handles = [m.register_forward_hook(self._hook(name)) for name, m in self.modules.items()]
 
     def begin(self, batch: Any) -> None:
         """Before a batch; what an earlier one held is let go."""
@@ -178,8 +181,6 @@ class _Recorder:
             batched = x.dim() == (module.weight.dim() if convolution else 2) or not convolution
             tokens = x.shape if isinstance(module, nn.Embedding) else x.shape[:-1]
             keep = None if convolution else token_mask(name, tokens, self.batch)
-            if self.first and not convolution and x.is_floating_point():
-                self.traffic.add(name, x, output)
             self._input(name, module, x if batched else x[None], keep, x)
             return self._output(name, module, output, keep) if self.backward else None
 
@@ -272,6 +273,9 @@ def calibrate(
         recorder = _Recorder(modules, found, backward=objective is not None)
         try:
             for batch in batches:
+                if recorder.first:
+                    found.structure = observe(model, batch, modules)
+                    recorder.open()
                 recorder.begin(batch)
                 if objective is None:
                     with torch.no_grad():
@@ -284,7 +288,6 @@ def calibrate(
                         for probe in range(probes):
                             objective.draw(signal, generator).backward(retain_graph=probe < probes - 1)
                 if recorder.first:
-                    found.structure = observe(model, recorder.traffic, found.owner)
                     recorder.first = False
                 found.samples += samples_in(batch)
                 progress(found.samples)
