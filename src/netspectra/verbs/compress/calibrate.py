@@ -268,7 +268,7 @@ def spread_out(batch: Mapping[str, Any], vocabulary: int, share: float, generato
 
 
 def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
-    """Moments of which ``share`` comes from another calibration of the same model."""
+    """Input moments of which ``share`` comes from another calibration of the same model; gradients stay the main's."""
 
     def both(a: Moments, b: Moments) -> Moments:
         weight = share * a.count / ((1 - share) * max(b.count, 1.0))
@@ -276,8 +276,7 @@ def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
         return Moments(scale * (a.total + weight * b.total), scale * (a.sum + weight * b.sum), a.count)
 
     inputs = {name: both(m, other.inputs.get(name, m)) for name, m in main.inputs.items()}
-    outputs = {name: both(m, other.outputs.get(name, m)) for name, m in main.outputs.items()}
-    return replace(main, inputs=inputs, outputs=outputs)
+    return replace(main, inputs=inputs)
 
 
 def _copied(moments: Moments) -> Moments:
