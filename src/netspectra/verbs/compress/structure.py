@@ -213,7 +213,9 @@ def _mixing(flow: Flow, output: str, value: str, d: int, generator: torch.Genera
     kv, heads = flow.leaving[value].shape[-1] // d, flow.entering[output][0].shape[-1] // d
     M = _matrices(kv, d, generator)
     wide = M.repeat_interleave(heads // kv, 0)
-    return Experiment({value: lambda y: _by_head(y, M)}, output, lambda now, before: _close(now, _by_head(before, wide)))
+    return Experiment(
+        {value: lambda y: _by_head(y, M)}, output, lambda now, before: _close(now, _by_head(before, wide))
+    )
 
 
 def _turning(a: Attention, generator: torch.Generator) -> Experiment:
