@@ -9,8 +9,8 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "checkpoint", "runfile", "verdicts", "run", "analysis", "figures"}
-MIDDLE |= {"methods", "forms", "plan"}
+MIDDLE = GROUND | {"metrics", "weight", "run", "checkpoint"} | {"runfile", "verdicts", "analysis", "figures"}
+MIDDLE |= {"aggregate", "depth", "findings", "methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -18,21 +18,24 @@ ALLOWED = {
     "linalg": BASE | {"linalg"},
     "record": GROUND,
     "metrics": GROUND | {"metrics"},
-    "verdicts": GROUND,
+    "aggregate": GROUND,
+    "depth": GROUND | {"metrics"},
+    "verdicts": GROUND | {"depth"},
     "weight": GROUND | {"weight"},
     "checkpoint": GROUND | {"weight"},
-    "runfile": GROUND | {"runfile"},
+    "findings": GROUND,
+    "runfile": GROUND | {"findings", "runfile"},
     "run": GROUND | {"weight", "run"},
-    "figures": GROUND,
+    "figures": GROUND | {"metrics"},
     "methods": GROUND | {"methods"},
     "forms": GROUND | {"methods", "forms"},
     "plan": BASE | {"plan", "analysis", "report"},
     "live": GROUND | {"weight", "composed", "checkpoint", "forms", "live"},
     "report": {"record", "report"},
-    "analysis": GROUND | {"metrics", "runfile", "figures", "report"},
+    "analysis": GROUND | {"metrics", "aggregate", "depth", "verdicts", "findings", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
-    "verbs": MIDDLE | {"verbs", "live"},
+    "verbs": MIDDLE | {"verbs", "live", "report"},
     "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
     "faces": set(),

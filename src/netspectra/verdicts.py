@@ -7,14 +7,15 @@ values. Level ``ok`` describes and asks for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from netspectra.depth import Deviation
 from netspectra.linalg.spectrum import Spectrum
-from netspectra.record import Level, Value, Verdict
+from netspectra.record import Level, Record, Value, Verdict
 
-__all__ = ["RULES", "THRESHOLDS", "Case", "Rule", "judge", "noise_distance"]
+__all__ = ["RULES", "THRESHOLDS", "Case", "Rule", "judge", "judge_among", "noise_distance"]
 
 Standing = Literal["established", "heuristic", "hypothesis"]
 Finding = tuple[str, dict[str, Any]] | None
@@ -32,6 +33,8 @@ THRESHOLDS: dict[str, float] = {
     "goodness of fit": 0.1,  # p below which a tail is no power law
     "flat": 1.25,  # stable rank over that of noise of the shape
     "compressible": 0.75,  # parameters of factors of rank k90 over those of the matrix
+    "stands-out": 12.0,  # robust deviations from the line through the siblings
+    "stands-out at least": 1.5,  # times the line, or a part of it
 }
 
 
@@ -42,6 +45,7 @@ class Case:
     spectrum: Spectrum
     metrics: Mapping[str, Value]
     kind: str = ""
+    deviations: Sequence[Deviation] = ()
 
     def metric(self, name: str) -> Value | None:
         """The metric, if it was measured and is known."""
@@ -60,6 +64,7 @@ class Rule:
         reference: where it comes from.
         advice: what to do.
         find: `Case` -> the sentence and its evidence, or None.
+        among: compares with the other weights of the model, and so can speak only when all are known.
     """
 
     name: str
@@ -68,10 +73,11 @@ class Rule:
     reference: str
     advice: str
     find: Callable[[Case], Finding]
+    among: bool = False
 
 
 def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> tuple[Verdict, ...]:
-    """Apply every rule; an empty matrix has no verdicts.
+    """Apply every rule that looks at one weight alone; an empty matrix has no verdicts.
 
     Args:
         spectrum: of the weight.
@@ -80,10 +86,30 @@ def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> t
     """
     if len(spectrum) == 0:
         return ()
-    case = Case(spectrum, metrics, kind)
+    return _spoken(Case(spectrum, metrics, kind), among=False)
+
+
+def judge_among(records: Sequence[Record], deviations: Mapping[int, Sequence[Deviation]]) -> tuple[Record, ...]:
+    """The records with the verdicts of the rules that compare each with its siblings; what these said before goes.
+
+    Args:
+        records: of one model.
+        deviations: as `netspectra.depth.deviations` found them, by position.
+    """
+    names = {rule.name for rule in RULES if rule.among}
+    judged = []
+    for place, record in enumerate(records):
+        alone = tuple(verdict for verdict in record.verdicts if verdict.rule not in names)
+        case = Case(record.spectrum, record.metrics, record.kind, deviations.get(place, ()))
+        verdicts = alone + _spoken(case, among=True)
+        judged.append(record if verdicts == record.verdicts else replace(record, verdicts=verdicts))
+    return tuple(judged)
+
+
+def _spoken(case: Case, *, among: bool) -> tuple[Verdict, ...]:
     verdicts = []
     for rule in RULES:
-        found = rule.find(case)
+        found = rule.find(case) if rule.among is among else None
         if found is not None:
             message, evidence = found
             evidence = {**evidence, "standing": rule.standing, "reference": rule.reference, "advice": rule.advice}
@@ -245,6 +271,27 @@ def _compressible(case: Case) -> Finding:
     return f"rank {k90:.0f} keeps 90 % of the energy in {share:.0%} of the parameters", evidence
 
 
+def _stands_out(case: Case) -> Finding:
+    """The metric that is furthest from its siblings' line, if that is both unusual and more than a little."""
+    limit, least = THRESHOLDS["stands-out"], math.log(THRESHOLDS["stands-out at least"])
+    far = [d for d in case.deviations if abs(d.deviations) > limit and abs(math.log(d.ratio)) > least]
+    if not far:
+        return None
+    worst = max(far, key=lambda d: abs(d.deviations))
+    title = worst.metric.replace("_", " ")
+    sentence = f"{title} {worst.value:.3g}, the line through its {worst.siblings} siblings gives {worst.expected:.3g}"
+    return sentence, {
+        "metric": worst.metric,
+        "value": worst.value,
+        "expected": worst.expected,
+        "deviations": worst.deviations,
+        "threshold": limit,
+        "siblings": worst.siblings,
+        "role": worst.role,
+        "also": [d.metric for d in far if d is not worst],
+    }
+
+
 GOLUB = "Golub & Van Loan 2013, Matrix Computations, 2.4 to 2.6"
 MARTIN = "Martin & Mahoney 2021, JMLR 22, arXiv 1810.01075"
 
@@ -314,6 +361,15 @@ RULES: tuple[Rule, ...] = (
         "Marchenko & Pastur 1967, Math. USSR Sb. 1",
         "check that the layer was trained and is used",
         _untrained,
+    ),
+    Rule(
+        "stands-out",
+        "note",
+        "heuristic",
+        "Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers; Theil 1950, Proc. KNAW 53",
+        "first and last layers often differ and may; one in the middle may be damaged, unused or merged from elsewhere",
+        _stands_out,
+        among=True,
     ),
     Rule("wide", "note", "hypothesis", MARTIN, "may over-fit: watch the gap to held-out data", _wide),
     Rule(

@@ -1,17 +1,60 @@
-"""What a weight's singular values cost, from its shape alone: for budgets, progress and forecasts."""
+"""What a weight's singular values cost, from its shape alone, and what this process may spend."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
+from netspectra.errors import EnvironmentFailure
 from netspectra.weight import Weight
 
-__all__ = ["cores", "flops", "working_set"]
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+__all__ = ["BASE", "cores", "flops", "memory", "must_fit", "working_set"]
+
+BASE = 1 << 30  # bytes for the interpreter, the libraries and their buffers
+# Where Linux tells the limit of a container, in its two versions.
+CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def memory() -> int:
+    """Bytes that this process can have at most: the machine's, the container's, or those of its limits (ulimit -v)."""
+    limits = []
+    with suppress(OSError, ValueError, AttributeError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in CGROUPS:
+        with suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    if resource is not None:
+        limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min((limit for limit in limits if limit > 0), default=1 << 62)
+
+
+def must_fit(weights: Iterable[Weight]) -> None:
+    """Refuse a weight that cannot be analysed here before any work, rather than be killed by the system in the middle.
+
+    Raises:
+        EnvironmentFailure: twice its bytes, 24 an entry of its smaller square and `BASE` are more than `memory`.
+    """
+    there = memory()
+    for weight in weights:
+        need = working_set(weight) + weight.nbytes + BASE
+        if need > there:
+            m, n = weight.shape
+            raise EnvironmentFailure(
+                f"{weight.name!r} ({m} x {n}) needs up to {need / 1e9:.1f} GB of memory, there are {there / 1e9:.1f}. "
+                "--exclude it, or take a larger machine"
+            )
 
 
 def working_set(weight: Weight) -> int:

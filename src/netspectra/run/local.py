@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from netspectra.linalg.threads import threads
-from netspectra.run.cost import cores, working_set
+from netspectra.run.cost import cores, must_fit, working_set
 from netspectra.weight import Weight
 
 R = TypeVar("R")
@@ -48,6 +48,7 @@ class LocalRun:
     def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
         """Apply ``function`` to every weight; large ones wait until their bytes fit beside those in work."""
         queue = list(weights)
+        must_fit(queue)
         budget = self.budget or max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
         workers = self.workers or cores()
         with threads(1):

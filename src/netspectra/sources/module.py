@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from netspectra.errors import InputRefused
+from netspectra.sources.guard import GUARD
 from netspectra.views import Context, view
 from netspectra.weight import Index, InMemory, Loader, Source, TensorRef
 
@@ -34,7 +36,7 @@ class Parametrized:
     def __call__(self, index: Index = ()) -> Tensor:
         """Evaluate the parametrization in eval mode and give ``tensor[index]``."""
         chain = copy.deepcopy(getattr(self.module.parametrizations, self.attribute)).eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             found = chain().detach()
         return found[index] if index else found
 
@@ -129,6 +131,7 @@ def _problem(tensor: Tensor) -> str:
 
 
 def _ref(name: str, tensor: Tensor, facts: Mapping[str, Any]) -> TensorRef:
+    GUARD.name(Path("the model"), name)
     problem = _problem(tensor)
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return TensorRef(name, (), _dtype(tensor), InMemory(tensor), facts, None, problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import Counter
@@ -98,11 +99,15 @@ def show_analysis(found: Analysis, *, verbose: bool = False) -> None:
     if len(found) + sum(not s.routine for s in found.skipped) < found.expected:
         console.print(f"unfinished: {len(found)} of {found.expected} weights", style="yellow")
     console.print(_table(found, console.width, verbose))
+    if len(found) > 1:
+        _over_all(console, found)
+        _with_depth(console, found)
     _stands_out(console, found)
     _skipped(console, found, verbose)
 
 
 GAP = 2
+CHANGE = 1.5  # times, from the first layer to the last
 
 
 def _table(found: Analysis, width: int, verbose: bool) -> Table:
@@ -146,6 +151,40 @@ def _drawn(found: Analysis, columns: Mapping[str, list[str]], left: int) -> Tabl
         row = [Text(cells[position]) for cells in columns.values()]
         table.add_row(Text(middle(record.name, left)), *row, _verdicts(record))
     return table
+
+
+def _over_all(console: Console, found: Analysis) -> None:
+    """The main metrics over all weights: what is unknown is counted, not averaged in."""
+    table = _framed()
+    heads = ("over all weights", "median", "mean by size", "smallest", "largest", "known")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    usual = all(name in found.aggregates for name in COLUMNS)
+    for name in (*COLUMNS, "alpha") if usual else found.metric_names:
+        one = found.aggregates.get(name)
+        if one is None or one.smallest is None or one.largest is None:
+            continue
+        at_least = "≥ " if one.bounds else ""
+        numbers = (one.median, one.weighted_mean, one.smallest[0], one.largest[0])
+        cells = [number(Value(x)) if x is not None else "-" for x in numbers]
+        known = f"{one.known} of {one.known + one.unknown}" + f", {one.bounds} at least" * bool(one.bounds)
+        title = COLUMNS.get(name, name.replace(RELATIVE_ERROR, "error k="))
+        table.add_row(title, cells[0], at_least + cells[1], cells[2], at_least + cells[3], known)
+    if table.row_count:
+        console.print()
+        console.print(table)
+
+
+def _with_depth(console: Console, found: Analysis) -> None:
+    """The strongest changes from the first layer to the last, if they are beyond chance and more than a little."""
+    chance = 0.01 / max(len(found.trends), 1)
+    told = [t for t in found.trends if t.p < chance and max(t.first, t.last) > CHANGE * min(t.first, t.last)]
+    told.sort(key=lambda t: -abs(math.log(t.last / t.first)))
+    for t in told[:3]:
+        line = f"with depth: {t.metric} of {printable(t.role)} goes {number(Value(t.first))} → {number(Value(t.last))}"
+        console.print(Text(f"{line} over {t.layers} layers (τ {t.tau:.2f})"), soft_wrap=True)
+    if len(told) > 3:
+        console.print(Text(f"with depth: {len(told) - 3} more trends in the JSON's summary", style="dim"))
 
 
 def _spoken(record: Record) -> list[Verdict]:

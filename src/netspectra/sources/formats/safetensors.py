@@ -43,8 +43,8 @@ class Safetensors:
     def files(self, path: Path) -> list[Path]:
         """Every file that holds tensors of the checkpoint, in order."""
         if path.is_dir():
-            indices = sorted(path.glob("*.safetensors.index.json"))
-            whole = sorted(path.glob("*.safetensors"))
+            indices = GUARD.found(path, "*.safetensors.index.json")
+            whole = GUARD.found(path, "*.safetensors")
             if (path / INDEX).exists():
                 return self._shards(path / INDEX)
             if (path / "model.safetensors").exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -73,19 +73,31 @@ class Attention:
 
 @dataclass(frozen=True)
 class Structure:
-    """The groups of layers in a model."""
+    """The groups of layers in a model.
+
+    Attributes:
+        blocks: MLPs.
+        attentions: attentions.
+        norms: by convolution, the batch normalization that reads its output.
+    """
 
     blocks: tuple[Block, ...] = ()
     attentions: tuple[Attention, ...] = ()
+    norms: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"blocks": [vars(b) for b in self.blocks], "attentions": [vars(a) for a in self.attentions]}
+        return {
+            "blocks": [vars(b) for b in self.blocks],
+            "attentions": [vars(a) for a in self.attentions],
+            "norms": dict(self.norms),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Structure:
         """Undo `to_dict`."""
-        return cls(tuple(Block(**b) for b in data["blocks"]), tuple(Attention(**a) for a in data["attentions"]))
+        attentions = tuple(Attention(**a) for a in data["attentions"])
+        return cls(tuple(Block(**b) for b in data["blocks"]), attentions, data["norms"])
 
 
 def observe(model: nn.Module, batch: Any, modules: Mapping[str, nn.Module]) -> Structure:
@@ -183,7 +195,7 @@ def _attentions(
         for value in reversed(sources):
             for d in sorted(flow.lengths.get(value, ())):
                 made, read = flow.leaving[value].shape[-1], flow.entering[output][0].shape[-1]
-                if 1 < d and made % d == read % d == 0 and read % made == 0:
+                if d > 1 and made % d == read % d == 0 and read % made == 0:
                     mixed.append((output, value, d))
     held = proven(model, batch, modules, flow, [_mixing(flow, *one, generator) for one in mixed])
     found: dict[str, Attention] = {}

@@ -12,6 +12,7 @@ FILES = (
     "analyze",
     "report",
     "compress",
+    "geometry",
     "demo",
     "lists",
 )

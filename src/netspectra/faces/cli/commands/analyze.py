@@ -62,6 +62,10 @@ def analyze(
         typer.Option("--thorough", help="Also bootstrap intervals, p-values, FARMS, the randomised twin: much slower."),
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of what --thorough draws.")] = 0,
+    geometry: Annotated[
+        list[str] | None,
+        typer.Option("--geometry", metavar="WEIGHT", help="Also show this weight's geometry in the report."),
+    ] = None,
     workers: Workers = 0,
     device: Device = None,
     strict: Strict = False,
@@ -72,8 +76,13 @@ def analyze(
     """Find every weight's singular values, metrics and verdicts."""
     writable(run, html, json_out, csv)
     from netspectra.sources import open as open_source
+    from netspectra.verbs.geometry import geometry as look
+    from netspectra.verbs.geometry import one_of
 
     source = open_source(path)
+    if geometry and html is None:
+        raise InputRefused("--geometry is a section of the report: give --html FILE too")
+    shown = [one_of(source, name) for name in geometry or ()]
     found = analyzed(
         source,
         run=run,
@@ -90,7 +99,7 @@ def analyze(
         quiet=quiet,
         known=tuple(fail_on or ()),
     )
-    export(found, html, json_out, csv)
+    export(found, html, json_out, csv, geometry=[look(weight) for weight in shown])
     if not quiet and "-" not in (html, json_out, csv):
         from netspectra.faces.cli import table
 
@@ -155,12 +164,14 @@ def _known_verdicts(names: Sequence[str]) -> None:
 
 
 def _leave(found: Analysis, strict: bool, fail_on: Sequence[str]) -> None:
+    from netspectra.sources.guard import printable
+
     hit = [(r, v) for r in found for v in r.verdicts if v.rule in fail_on or v.level in fail_on]
     for record, verdict in hit[:10]:
-        print(f"failing on {verdict.rule}: {record.name}: {verdict.message}", file=sys.stderr)
+        print(f"failing on {verdict.rule}: {printable(record.name)}: {verdict.message}", file=sys.stderr)
     lost = [skipped for skipped in found.skipped if not skipped.routine] if strict else []
     for skipped in lost[:10]:
-        print(f"strict: {skipped.name} was skipped: {skipped.reason}", file=sys.stderr)
+        print(f"strict: {printable(skipped.name)} was skipped: {printable(skipped.reason, 500)}", file=sys.stderr)
     if hit or lost:
         raise typer.Exit(ASKED_TO_FAIL)
 

@@ -15,7 +15,7 @@ from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArg
 from netspectra.faces.cli.output import tell_files, writable, write
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
     from netspectra.plan import Plan
     from netspectra.verbs.compress.options import CompressOptions
@@ -125,7 +125,7 @@ def compress(
 
 def _opened(
     path: str, make: str | None, calibration: Path | None, samples: int, tokens: int, size: int
-) -> tuple[Source, nn.Module, list[Any] | None]:
+) -> tuple[Source, torch.nn.Module, list[Any] | None]:
     """The checkpoint, its live model, and calibration batches for it."""
     from netspectra.live.build import build, factory
     from netspectra.live.samples import is_tensors, read_samples, tensor_batches, text_batches, tokenizer
@@ -149,7 +149,7 @@ def _spread(texts: list[str], count: int) -> list[str]:
 
 
 def _planned(
-    network: nn.Module,
+    network: torch.nn.Module,
     options: CompressOptions,
     batches: list[Any] | None,
     moments: Path | None,
