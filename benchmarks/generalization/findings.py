@@ -17,7 +17,7 @@ from benchmarks.generalization.association import (
     kendall,
     spearman,
 )
-from benchmarks.generalization.numbers import NORMS, TARGETS, TRAINING, Table
+from benchmarks.generalization.numbers import NORMS, TARGETS, TRAINING, Table, table
 from benchmarks.generalization.sentences import HYPOTHESES, LEAST, Hypothesis
 
 ALPHA = 0.05
@@ -46,6 +46,21 @@ def predictors(data: Table) -> list[dict[str, Any]]:
                 "beyond": beyond(data, name, target, GIVEN, generator(name, target, "beyond")).to_dict(),
             }
         found.append(row)
+    return found
+
+
+def by_part(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Psi of every metric with the gap, for first, inner and last matrices apart: part -> task -> metric."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for part in ("first", "inner", "classifier"):
+        for task, some in rows.items():
+            data = table(some, part)
+            names = [name for name, group in data.group.items() if group in ("size", "shape")]
+            answers = {n: granulated(data, n, "gap", generator(n, part))[0].to_dict() for n in names}
+            found.setdefault(part, {})[task] = answers
+    flat = [one for tasks in found.values() for answers in tasks.values() for one in answers.values()]
+    for one, p in zip(flat, holm([one["p"] for one in flat]), strict=True):
+        one["holm"] = p
     return found
 
 
