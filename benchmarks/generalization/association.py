@@ -115,7 +115,8 @@ def kendall(data: Table, predictor: str, target: str) -> float | None:
     """Kendall's tau-b over all networks."""
     x, y = data.columns[predictor], data.columns[target]
     known = np.isfinite(x) & np.isfinite(y)
-    tau = float(kendalltau(x[known], y[known])[0]) if known.sum() >= FEW else math.nan
+    found: Any = kendalltau(x[known], y[known])
+    tau = float(found.statistic) if known.sum() >= FEW else math.nan
     return round(tau, 4) if math.isfinite(tau) else None
 
 

@@ -143,8 +143,10 @@ def level_lines(found: dict[str, Any]) -> str:
             else f"; the gap of the second seed has a rank correlation of {again:.2f} with the first"
         )
         lines.append(
-            f"- {task}: gap {q['gap'][0]:.2f} ... {q['gap'][4]:.2f} (median {q['gap'][2]:.2f}), test accuracy "
-            f"{q['test_accuracy'][0]:.2f} ... {q['test_accuracy'][4]:.2f} (median {q['test_accuracy'][2]:.2f}), "
+            f"- {task}: {one['networks']} networks ({one['diverged']} more diverged and are left out), "
+            f"gap {q['gap'][0]:.2f} ... {q['gap'][4]:.2f} (median {q['gap'][2]:.2f}), "
+            f"test accuracy {q['test_accuracy'][0]:.2f} ... {q['test_accuracy'][4]:.2f} "
+            f"(median {q['test_accuracy'][2]:.2f}), "
             f"training accuracy {q['train_accuracy'][0]:.2f} ... {q['train_accuracy'][4]:.2f}{repeat}."
         )
     return "\n".join(lines)
@@ -201,7 +203,7 @@ def main(quick: bool = False) -> None:
         rows = families(grid, None if quick else KEPT, tell)
         tables = {name: table(some) for name, some in rows.items()}
         data: dict[str, Any] = {
-            "levels": {name: levels(one) for name, one in tables.items()},
+            "levels": {name: levels(one) | {"diverged": grid.count - len(one)} for name, one in tables.items()},
             "sentences": sentences(tables),
             "predictors": {name: predictors(one) for name, one in tables.items()},
             "parts": by_part(rows),
