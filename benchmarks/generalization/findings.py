@@ -15,6 +15,7 @@ from benchmarks.generalization.association import (
     granulated,
     holm,
     kendall,
+    pairs,
     spearman,
 )
 from benchmarks.generalization.numbers import NORMS, TARGETS, TRAINING, Table, table
@@ -121,15 +122,14 @@ def outcome(sign: int, answers: list[dict[str, Any]]) -> str:
 def levels(data: Table) -> dict[str, Any]:
     """How large the outcomes are, and how far a second seed repeats the first."""
     ratios = np.array([lead / other for row in data.rows for lead, other in row["push"]])
-    first, second = (data.axes["seed"] == seed for seed in (0, 1))
     quantiles = {
         name: np.quantile(data.columns[name], [0, 0.25, 0.5, 0.75, 1]).round(4).tolist()
         for name in (*TARGETS, "train_accuracy", "train_loss")
     }
+    first, second = pairs(data)["seed"]
     again = {
         name: correlation(data.columns[name][first], data.columns[name][second], generator("again")).to_dict()
         for name in TARGETS
-        if first.sum() == second.sum()
     }
     known = {name: int(np.isfinite(data.columns[name]).sum()) for name in ("alpha", "hill_alpha", "farms_alpha")}
     push = np.quantile(ratios, [0.05, 0.5, 0.95]).round(3).tolist()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from netspectra.doors.analysis import analyze
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
     from netspectra.linalg.svd import svd
@@ -34,21 +35,26 @@ if TYPE_CHECKING:
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
     from netspectra.verbs.rank import rank
+    from netspectra.verbs.train.findings import Trainability
+    from netspectra.verbs.train.initialization import Initialization
 
 __all__ = [
     "Analysis",
     "CompressOptions",
     "EnvironmentFailure",
     "Geometry",
+    "Initialization",
     "InputRefused",
     "NetspectraError",
     "NotDecomposable",
     "Plan",
     "Spectrum",
+    "Trainability",
     "__version__",
     "analyze",
     "compress",
     "geometry",
+    "initialize_",
     "load",
     "open",
     "operator_norm",
@@ -56,6 +62,7 @@ __all__ = [
     "save",
     "svd",
     "svdvals",
+    "trainability",
 ]
 
 _HOME = {
@@ -65,6 +72,8 @@ _HOME = {
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
     "geometry": "netspectra.doors.geometry",
+    "initialize_": "netspectra.doors.training",
+    "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",
     "InputRefused": "netspectra.errors",
     "NetspectraError": "netspectra.errors",
@@ -78,6 +87,8 @@ _HOME = {
     "CompressOptions": "netspectra.verbs.compress.options",
     "Geometry": "netspectra.verbs.geometry",
     "rank": "netspectra.verbs.rank",
+    "Trainability": "netspectra.verbs.train.findings",
+    "Initialization": "netspectra.verbs.train.initialization",
 }
 
 

@@ -12,6 +12,7 @@ FILES = (
     "analyze",
     "report",
     "geometry",
+    "trainability",
     "compress",
     "demo",
     "lists",
