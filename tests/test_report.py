@@ -732,12 +732,16 @@ def test_geometry_strings_run_nothing(visit: Any) -> None:
 def test_a_report_shows_the_geometries_asked_for(visit: Any) -> None:
     plain = visit(transformer(2)).page
     assert not plain.locator("#geometry").is_visible()
-    both = [looked_at(name="one"), looked_at(name="two", kind="other")]
+    both = [looked_at(name="one"), looked_at(name="stem.0.conv.weight", kind="other")]
     page = visit(render(transformer(2), GLOSSARY, both), reduced_motion="reduce").page
     assert page.locator(".bar a[href='#geometry']").is_visible()
     assert page.inner_text("#geometry-hint").startswith("linear, 12 inputs to 12 outputs")
-    page.locator("#geometry-controls select").select_option(label="two")
+    page.locator("#geometry-controls select").select_option(label="stem.0.conv.weight")
     assert page.inner_text("#geometry-hint").startswith("other")
+    page.locator("#geometry-controls select").select_option(label="one")
+    page.locator("#table tbody tr").nth(1).click()  # of this weight there is a geometry
+    assert page.inner_text("#geometry-hint").startswith("other")
+    assert page.locator("#details a[href='#geometry']").count() == 1
     page.locator("#theme").click()
     page.locator("#theme").click()
     assert page.locator("#geometry canvas").count() == 2
