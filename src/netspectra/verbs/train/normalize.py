@@ -20,7 +20,7 @@ from netspectra.live.norm import norm_of
 from netspectra.live.spectral import Mode, OperatorNorm, OperatorNormalization
 from netspectra.weight import Selection
 
-__all__ = ["LayerNorm", "Method", "NormalizeOptions", "Normalized", "normalize_", "spectral_norm"]
+__all__ = ["LayerNorm", "Method", "NormalizeOptions", "Normalized", "clipped", "normalize_", "spectral_norm"]
 
 Method = Literal["scale", "at most", "clip", "orthogonal"]
 
@@ -302,10 +302,19 @@ def _clip(weight: Tensor, linear: LinearMap, norm: float, target: float) -> None
         if linear.grid:
             weight.mul_(target / norm)
             return
-        wide = weight.double() if weight.device.type != "mps" else weight.float()
-        U, S, Vh = torch.linalg.svd(wide, full_matrices=False)
-        over = int((target < S).sum())
-        weight.sub_(((U[:, :over] * (S[:over] - target)) @ Vh[:over]).to(weight.dtype))
+        weight.copy_(clipped(weight, target))
+
+
+def clipped(matrix: Tensor, target: float) -> Tensor:
+    """The nearest matrix, in every unitarily invariant norm, whose singular values are at most the target.
+
+    >>> clipped(torch.diag(torch.tensor([3.0, 1.0])), 2.0).tolist()
+    [[2.0, 0.0], [0.0, 1.0]]
+    """
+    wide = matrix.double() if matrix.device.type != "mps" else matrix.float()
+    U, S, Vh = torch.linalg.svd(wide, full_matrices=False)
+    over = int((target < S).sum())
+    return (wide - (U[:, :over] * (S[:over] - target)) @ Vh[:over]).to(matrix.dtype)
 
 
 def _reshaped_norm(weight: Tensor) -> float:
