@@ -149,5 +149,6 @@ def _group(C: ConvOperator, grid: tuple[int, ...], g: int) -> Iterator[tuple[Ten
         turns = ((nu[:, :, None, :] * positions) % np.array(grid) / np.array(grid)).sum(-1)
         waves = torch.from_numpy(np.exp(-2j * np.pi * turns)).to(taps.device)
         blocks = (waves.reshape(-1, len(positions)) @ taps).reshape(-1, folds, c_out, c_in)
-        blocks = blocks.permute(0, 2, 1, 3).reshape(-1, c_out, folds * c_in) / math.sqrt(folds)
+        blocks = blocks.permute(0, 2, 1, 3).reshape(-1, c_out, folds * c_in)
+        blocks = blocks / math.sqrt(folds) if folds > 1 else blocks
         yield blocks, weights[start : start + per_slab]
