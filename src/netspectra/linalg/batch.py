@@ -31,9 +31,9 @@ def svdvals_batch(
 ) -> list[Spectrum]:
     """The spectrum of each of g matrices in a tensor (g, m, n), small ones decomposed together.
 
-    Short sides from 128 on (complex: 96) go one by one through `svdvals`. Those from 16 on, and elongated ones, by float64 Gram
-    matrices; small squares, those stored in float64, and those whose bound misses ``accuracy``, by batched float64
-    SVD. No matrix sees the size of another: one of them may be 1e30 times the next.
+    Short sides from 128 on (complex: 96) go one by one through `svdvals`. Those from 16 on, and elongated ones, by
+    float64 Gram matrices; small squares, those stored in float64, and those whose bound misses ``accuracy``, by
+    batched float64 SVD. No matrix sees the size of another: one of them may be 1e30 times the next.
 
     Args:
         A: (g, m, n), as `svdvals` takes them.

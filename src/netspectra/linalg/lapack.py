@@ -151,7 +151,7 @@ class Tridiagonal:
 
         def solve(B: np.ndarray) -> np.ndarray:
             X = self.back(B, adjoint=True)
-            parts = (X,) if X.dtype == np.float64 else (X.real.copy(order="F"), X.imag.copy(order="F"))
+            parts = [X] if X.dtype == np.float64 else [np.asfortranarray(part) for part in (np.real(X), np.imag(X))]
             for part in parts:
                 _call("dpttrs", n, part.shape[1], d, e, part, n, info)
             return self.back(parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1])
