@@ -81,6 +81,20 @@ def test_prescribed_spectra(n: int, stored: str) -> None:
     assert (True in routes) == (stored == "float32")
 
 
+@pytest.mark.parametrize("n", [33, 100])
+def test_prescribed_spectra_of_complex_matrices(n: int) -> None:
+    """Rows and columns times powers of i: exact, and the singular values stay."""
+    turns = torch.tensor([1, 1j, -1, -1j], dtype=torch.complex128)
+    g = oracles.rng(n)
+    routes = set()
+    for name, A, truth in cases(n, seed=n):
+        left, right = (turns[torch.from_numpy(g.integers(0, 4, size))] for size in A.shape)
+        ratio, spectrum = worst(left[:, None] * A * right, truth, 1e-6, "complex64")
+        routes.add("polished" in spectrum.route)
+        assert ratio <= 1, (name, spectrum.route, ratio)
+    assert routes == {True, False}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [333, 512, 768, 1024])
 def test_prescribed_spectra_large(n: int) -> None:
@@ -133,6 +147,22 @@ def test_the_promise_on_float64() -> None:
             spectrum = svdvals(torch.from_numpy(A))
             assert np.abs(spectrum.values - truth).max() <= 10 * np.sqrt(n) * 2.0**-52 * truth[0]
             assert spectrum.error.max() <= 10 * np.sqrt(n) * 2.0**-52 * truth[0]
+
+
+NARROW = ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_the_promise_on_narrower_dtypes(name: str) -> None:
+    """10 sqrt(max(m, n)) eps sigma_1 with float32's eps, of the numbers as stored; and each value within its bound."""
+    for case, A in oracles.zoo(20, seed=1):
+        stored = (A * (240 / A.abs().max())).to(getattr(torch, name))
+        truth = oracles.jacobi_svdvals(stored.double().numpy())
+        for matrix in (stored, stored.mT):
+            s = svdvals(matrix)
+            off = np.abs(s.values - truth)
+            assert off.max() <= 10 * np.sqrt(max(s.shape)) * 2.0**-23 * truth[0], (case, s.route)
+            assert (off <= s.error).all() and s.dtype == name, (case, s.route)
 
 
 def test_accuracy_is_met_or_the_value_is_below_the_floor() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from netspectra.linalg.threads import threads
-from netspectra.run.cost import cores, working_set
+from netspectra.run.cost import cores, memory, working_set
 from netspectra.weight import Weight
 
 R = TypeVar("R")
@@ -20,6 +20,7 @@ R = TypeVar("R")
 __all__ = ["LocalRun", "serial"]
 
 SLACK = 600 << 20
+MANY = 4  # workers beyond which a fixed budget would leave them idle
 ALONE = 1 << 30  # bytes of work beside the tensor from which a weight runs alone, with every processor to itself
 
 
@@ -39,7 +40,7 @@ class LocalRun:
     Attributes:
         workers: how many; by default as many as there are processors.
         budget: bytes that may be in work at a time; by default twice the largest tensor, the square of its short side
-            at 24 bytes an entry, and 600 MB.
+            at 24 bytes an entry, and 600 MB. More than four workers may fill half of the memory that is available.
     """
 
     workers: int = 0
@@ -48,8 +49,8 @@ class LocalRun:
     def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
         """Apply ``function`` to every weight; large ones wait until their bytes fit beside those in work."""
         queue = list(weights)
-        budget = self.budget or max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
         workers = self.workers or cores()
+        budget = self.budget or _budget(queue, workers)
         with threads(1):
             pool = ThreadPoolExecutor(workers, "netspectra", _one_torch_thread)
             try:
@@ -58,6 +59,12 @@ class LocalRun:
                     yield giant, _widely(function, giant)  # in this thread: OpenBLAS does not widen for another
             finally:  # an interrupted run does not wait for the weights in work
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _budget(queue: list[Weight], workers: int) -> int:
+    """What the promise on memory allows; where many processors would stand idle under it, half of what is there."""
+    promised = max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
+    return max(promised, memory() // 2) if workers > MANY else promised
 
 
 def _alone(weight: Weight) -> bool:
