@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EnvironmentFailure", "InputRefused", "NetspectraError", "NotDecomposable"]
+__all__ = ["EnvironmentFailure", "InputRefused", "NetspectraError", "NotDecomposable", "lacks_memory"]
 
 
 class NetspectraError(Exception):
@@ -23,3 +23,22 @@ class EnvironmentFailure(NetspectraError, OSError):
 
 class NotDecomposable(NetspectraError, ValueError):
     """One tensor has no singular values to speak of (NaN or Inf inside, no numbers); the text says why."""
+
+
+# What libraries say, in exceptions of many types, where memory, address space or threads run out.
+LACKING = (
+    *("allocate memory", "not enough memory", "out of memory", "bad_alloc", "std::bad_alloc", "bad allocation"),
+    *("start new thread", "failed to map segment", "resource temporarily unavailable", "unable to allocate"),
+)
+
+
+def lacks_memory(wrong: BaseException) -> bool:
+    """Whether an exception means that memory ran out: torch and the loader of libraries have no type for that.
+
+    >>> lacks_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    True
+    """
+    if isinstance(wrong, MemoryError):
+        return True
+    text = str(wrong).lower()
+    return isinstance(wrong, RuntimeError | OSError | ImportError) and any(sign in text for sign in LACKING)

@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.findings import RECORD, SKIPPED, check, numbers
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.record import OperatorSpectrum, Record, Skipped, Value, Verdict
 
@@ -33,6 +32,7 @@ CREATE TABLE records (
     PRIMARY KEY (step, position)) WITHOUT ROWID;
 """
 NO_STEP = -1
+LONGEST = 1 << 28  # bytes of a text or blob
 
 
 class RunFile:
@@ -76,6 +76,7 @@ class RunFile:
                 rows = {"schema": SCHEMA, **meta}
                 self._connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, _dump(v)) for k, v in rows.items()])
             self._connection.execute("COMMIT")
+        self._must_be_ours()
         self._must_match(meta)
         with self._guarded():
             self._connection.execute("PRAGMA journal_mode=WAL")
@@ -87,6 +88,7 @@ class RunFile:
         if not Path(path).is_file():
             raise InputRefused(f"{path}: no such run file")
         run = cls(path, _connect(Path(path), "ro"))
+        run._must_be_ours()
         if run.meta.get("schema") != SCHEMA:
             raise InputRefused(f"{path}: run file of schema {run.meta.get('schema')!r}, this version reads {SCHEMA}")
         return run
@@ -95,7 +97,8 @@ class RunFile:
     def meta(self) -> dict[str, Any]:
         """What the job is."""
         with self._guarded():
-            return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM meta")}
+            rows = self._connection.execute("SELECT key, value FROM meta").fetchall()
+        return {str(key): self._parsed(value, f"entry {key!r}") for key, value in rows}
 
     def add(self, position: int, found: Record | Skipped) -> None:
         """Keep one weight's findings, atomically."""
@@ -124,8 +127,19 @@ class RunFile:
         )
         with self._guarded():
             for step, position, findings, *arrays, seconds in self._connection.execute(query):
+                what = f"{self.path}: row {position!r}"
+                if type(step) is not int or type(position) is not int or not isinstance(seconds, float):
+                    raise InputRefused(
+                        f"{what} is not as netspectra writes it: damaged? Repeat the job into a new file"
+                    )
                 step = None if step == NO_STEP else step
-                yield step, position, _restore(json.loads(findings), arrays, seconds, step)
+                yield step, position, _restore(self._parsed(findings, what), arrays, seconds, step, what)
+
+    def _parsed(self, text: Any, what: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError, RecursionError):
+            raise InputRefused(f"{self.path}: {what} is no JSON: damaged? Repeat the job into a new file") from None
 
     def finish(self) -> None:
         """Fold the write-ahead log into the one file, so that it can be moved, and close it."""
@@ -139,6 +153,14 @@ class RunFile:
         if self._lock is not None:
             _give_up(self.path, self._lock)
             self._lock = None
+
+    def _must_be_ours(self) -> None:
+        """Refuse a database with anything but our tables: views and triggers of a stranger would be run by reading."""
+        with self._guarded():
+            held = self._connection.execute("SELECT type, sql FROM sqlite_master").fetchall()
+        wanted = {("table", _words(statement)) for statement in TABLES.split(";") if statement.strip()}
+        if len(held) != len(wanted) or {(kind, _words(sql)) for kind, sql in held} != wanted:
+            raise InputRefused(f"{self.path}: not a netspectra run file (other tables). Name another file")
 
     def _must_match(self, meta: Mapping[str, Any]) -> None:
         held = self.meta
@@ -172,6 +194,10 @@ def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator
             yield from ((f"{key}.{inner}", old, new) for inner, old, new in _differences(was, now))
         elif was != now:
             yield ("the input's time of change" if key == "guard" else key), was, now
+
+
+def _words(statement: Any) -> str:
+    return " ".join(str(statement).split())
 
 
 def _short(value: Any) -> str:
@@ -215,7 +241,11 @@ def _lock_name(path: Path) -> Path:
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     try:
         uri = f"{path.resolve().as_uri()}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
+        made = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
+        made.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
+            made.execute(f"PRAGMA {setting}")
+        return made
     except sqlite3.DatabaseError as wrong:
         raise _explained(path, wrong) from None
 
@@ -269,9 +299,12 @@ def _outline(s: Spectrum) -> dict[str, Any]:
     }
 
 
-def _filled(outline: dict[str, Any], values: bytes, error: bytes, seconds: float = 0.0) -> Spectrum:
+def _filled(
+    outline: dict[str, Any], values: bytes | None, error: bytes | None, what: str, seconds: float = 0.0
+) -> Spectrum:
     outline["shape"] = tuple(outline["shape"])
-    return Spectrum(values=np.frombuffer(values), error=np.frombuffer(error), seconds=seconds, **outline)
+    sigma = numbers(values, what)
+    return Spectrum(values=sigma, error=numbers(error, what, len(sigma)), seconds=seconds, **outline)
 
 
 def _value(value: Value) -> list[Any]:
@@ -279,15 +312,16 @@ def _value(value: Value) -> list[Any]:
 
 
 def _restore(
-    findings: dict[str, Any], arrays: list[bytes | None], seconds: float, step: int | None
+    findings: Any, arrays: list[bytes | None], seconds: float, step: int | None, what: str
 ) -> Record | Skipped:
     values, error, operator_values, operator_error = arrays
-    if values is None or error is None:
-        return skipped_from(findings["skipped"])
-    spectrum = _filled(findings["spectrum"], values, error, seconds)
+    if values is None and isinstance(findings, dict):
+        return skipped_from(check(findings.get("skipped"), SKIPPED, what))
+    check(findings, RECORD, what)
+    spectrum = _filled(findings["spectrum"], values, error, what, seconds)
     operator = findings["operator"]
-    if operator is not None and operator_values is not None and operator_error is not None:
-        of = _filled(operator["spectrum"], operator_values, operator_error)
+    if operator is not None:
+        of = _filled(operator["spectrum"], operator_values, operator_error, what)
         operator = OperatorSpectrum(of, tuple(operator["grid"]), operator["upper"], operator["note"])
     metrics = {
         name: Value(number, error=e, low=low, high=high, note=note, detail=detail)

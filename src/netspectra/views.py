@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from netspectra.composed import compose
@@ -52,6 +53,7 @@ class Routine(str):
 
 
 Answer = list[Weight] | str | None
+WEIGHTS = 1_000_000  # most that are viewed of one source
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,16 @@ def view(refs: Iterable[TensorRef], context: Context) -> tuple[list[Weight], lis
         answer = _first(ref, context)
         if isinstance(answer, str):
             skipped.append(Skipped(ref.name, ref.shape, str(answer), isinstance(answer, Routine)))
+        elif len(weights) + len(answer) > WEIGHTS:
+            skipped.append(Skipped(ref.name, ref.shape, f"one of more than {WEIGHTS} matrices: not viewed"))
         else:
             weights.extend(_aliased(weight, ref.name, tuple(names[1:])) for weight in answer)
     return weights, skipped
 
 
 def _aliased(weight: Weight, name: str, aliases: tuple[str, ...]) -> Weight:
+    if not aliases:
+        return weight
     suffix = weight.name.removeprefix(name)
     return replace(weight, aliases=tuple(f"{alias}{suffix}" for alias in aliases))
 
@@ -147,6 +153,19 @@ def _adapter(ref: TensorRef, context: Context) -> Answer:
     return [Weight(ref.name, "lora", Part(ref), notes=(*notes, *ref.facts.get("notes", ())), factors=factors)]
 
 
+# ---- names ----------------------------------------------------------------------------------------------------
+
+
+def _ends(name: str, pattern: re.Pattern[str]) -> bool:
+    """Whether a pattern that looks at no more than the last two parts of a dotted name finds itself there."""
+    return _found(pattern, name[max(0, name.rfind(".", 0, max(0, name.rfind(".")))) :])
+
+
+@lru_cache(maxsize=4096)
+def _found(pattern: re.Pattern[str], end: str) -> bool:
+    return pattern.search(end) is not None
+
+
 # ---- fused projections -------------------------------------------------------------------------------------------
 
 QKV = re.compile(r"(^|[._])(qkv(_proj)?|wqkv|in_proj|query_key_value|attn_qkv|to_qkv|c_attn)([._]weight)?$", re.I)
@@ -171,7 +190,7 @@ def _whole(ref: TensorRef, note: str, layout: Layout) -> Answer:
 
 
 def _fused_qkv(ref: TensorRef, context: Context) -> Answer:
-    if len(ref.shape) != 2 or not QKV.search(ref.name) or ref.name.endswith("in_proj.weight"):
+    if len(ref.shape) != 2 or not _ends(ref.name, QKV) or ref.name.endswith("in_proj.weight"):
         return None
     first = _input_first(ref, context)
     layout = Layout(rows=(1,)) if first else Layout()
@@ -205,12 +224,16 @@ def _told_qkv(ref: TensorRef, context: Context) -> Answer:
     return _letters(ref, _cuts(ref, 1 if first else 0, dict(zip("qkv", sizes, strict=True))), layout=layout)
 
 
+GATE_UP = re.compile(r"(^|\.)gate_up_proj(\.weight)?$")
+GPT2 = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$")
+
+
 def _fused_gate_up(ref: TensorRef, context: Context) -> Answer:
     if len(ref.shape) != 2 or ref.shape[0] % 2:
         return None
     half = ref.shape[0] // 2
     twice = ref.name.endswith(".ffn_up.weight") and half == context.size("intermediate_size")  # GGUF of Phi-3, GLM
-    if not twice and not re.search(r"(^|\.)gate_up_proj(\.weight)?$", ref.name):
+    if not twice and not _ends(ref.name, GATE_UP):
         return None
     return _letters(ref, _cuts(ref, 0, {"gate": half, "up": half}))
 
@@ -221,11 +244,12 @@ def _input_first(ref: TensorRef, context: Context) -> bool:
         return bool(ref.facts["input_first"])
     gpt2 = context.model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
     shaped = ref.name.endswith("c_attn.weight") and ref.shape[1] == 3 * ref.shape[0]
-    return shaped or (gpt2 and re.search(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$", ref.name) is not None)
+    return shaped or (gpt2 and _ends(ref.name, GPT2))
 
 
 # ---- recurrent, experts, bilinear ---------------------------------------------------------------------------------
 
+MOST = 4096  # experts or outputs of one tensor: each becomes a weight of its own
 GATES = {4: ("i", "f", "g", "o"), 3: ("r", "z", "n")}
 
 
@@ -239,7 +263,7 @@ def _told_gates(ref: TensorRef, context: Context) -> Answer:
         return None
     first = bool(ref.facts.get("input_first"))
     axis = len(ref.shape) - (1 if first else 2)
-    if ref.shape[axis] % len(gates):
+    if ref.shape[axis] % len(gates) or (len(ref.shape) == 3 and ref.shape[0] > MOST):
         return None
     size = ref.shape[axis] // len(gates)
     layout = Layout(rows=(1,)) if first else Layout()
@@ -259,7 +283,7 @@ def _told_gates(ref: TensorRef, context: Context) -> Answer:
 
 
 def _recurrent(ref: TensorRef, context: Context) -> Answer:
-    match = RECURRENT.match(ref.name)
+    match = RECURRENT.match(ref.name) if "_h" in ref.name or "_ih" in ref.name else None
     if not match or len(ref.shape) != 2:
         return None
     if match["use"] == "hr":
@@ -278,6 +302,8 @@ def _experts(ref: TensorRef, context: Context) -> Answer:
     if len(ref.shape) != 3 or not re.search(r"expert|_(ch)?exps(\.|$)", ref.name.lower()):
         return None
     count, a, b = ref.shape
+    if count > MOST:
+        return f"{count} matrices in one tensor: at most {MOST} are viewed"
     hidden = context.size("hidden_size", "d_model", "n_embd")
     fused = re.search(r"gate_up_(proj|exps)(\.weight)?$", ref.name) is not None
     transposed = fused and a == hidden and b != hidden
@@ -304,6 +330,8 @@ def _experts(ref: TensorRef, context: Context) -> Answer:
 def _bilinear(ref: TensorRef, context: Context) -> Answer:
     if not ref.facts.get("bilinear") or len(ref.shape) != 3:
         return None
+    if ref.shape[0] > MOST:
+        return f"{ref.shape[0]} matrices in one tensor: at most {MOST} are viewed"
     return [Weight(f"{ref.name}[output {i}]", "bilinear", Part(ref, (i,))) for i in range(ref.shape[0])]
 
 
@@ -318,7 +346,7 @@ EMBEDDING = re.compile(
 
 
 def _position_table(ref: TensorRef, context: Context) -> Answer:
-    if len(ref.shape) != 3 or ref.shape[0] != 1 or not TABLE.search(ref.name):
+    if len(ref.shape) != 3 or ref.shape[0] != 1 or not _ends(ref.name, TABLE):
         return None
     return [Weight(ref.name, "embedding", Part(ref, (0,)))]
 
@@ -339,7 +367,7 @@ def _convolution(ref: TensorRef, context: Context) -> Answer:
 def _matrix(ref: TensorRef, context: Context) -> Answer:
     if len(ref.shape) != 2:
         return None
-    if ref.facts.get("embedding") or EMBEDDING.search(ref.name) or TABLE.search(ref.name):
+    if ref.facts.get("embedding") or _ends(ref.name, EMBEDDING) or _ends(ref.name, TABLE):
         return [Weight(ref.name, "embedding", Part(ref))]
     return [Weight(ref.name, "linear", Part(ref), Layout((1,)) if _input_first(ref, context) else Layout())]
 

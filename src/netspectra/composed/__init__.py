@@ -29,8 +29,10 @@ COMPOSITIONS: tuple[CompositionRule, ...] = (*BITSANDBYTES, *PACKED, *SCALED, *N
 def compose(refs: Iterable[TensorRef], config: Mapping[str, Any]) -> tuple[TensorRef, ...]:
     """Replace every group that a rule claims by the tensor it makes, in the place of its first member."""
     found = tuple(refs)
+    names = "\n".join(ref.name for ref in found)
     for rule in COMPOSITIONS:
-        found = _applied(rule, found, config)
+        if any(mark in names for mark in rule.marks):
+            found = _applied(rule, found, config)
     return found
 
 

@@ -137,5 +137,6 @@ BITSANDBYTES = (
             r"(?P<base>(.*\.)?weight)(\.(?P<role>absmax|quant_map|nested_absmax|nested_quant_map|"
             r"quant_state\.bitsandbytes__\w+))?"
         ), ("absmax", "quant_map", f"{STATE}nf4", f"{STATE}fp4"), _four_bit, ("",),
+        ("weight.absmax", "weight.quant_map", f"weight.{STATE}"),
     ),
 )  # fmt: skip

@@ -77,6 +77,7 @@ class CompositionRule:
         needs: a group is looked at only when it has one of these roles.
         compose: gives the tensor that a group makes.
         main: roles, first that is there: whose shape a problem is told of.
+        marks: texts of which a name of a needed role holds one; where no name does, the pattern is not tried.
     """
 
     name: str
@@ -84,6 +85,7 @@ class CompositionRule:
     needs: tuple[str, ...]
     compose: Callable[[Group], Answer]
     main: tuple[str, ...]
+    marks: tuple[str, ...]
 
     def first(self, group: Group) -> TensorRef:
         """The member that stands for the group."""

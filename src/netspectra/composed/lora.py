@@ -126,5 +126,6 @@ LORA = (
             r"(\.(?P<adapter>(?!weight$|bias$)[^.]+))?(\.weight)?"
         ),
         ("A", "B", "embedding_A", "embedding_B"), _pair, ("A", "embedding_A", "B", "embedding_B"),
+        (".lora_",),
     ),
 )  # fmt: skip

@@ -147,15 +147,17 @@ def _parametrization(group: Group) -> Answer:
 # A stand-alone name such as attention.v beside attention.g is no weight norm: the name must speak of a weight.
 NORMED = (
     CompositionRule(
-        "weight norm", re.compile(r"(?P<base>(.*\.)?[^.]*(weight|kernel)[^.]*)_(?P<role>[gv])"), ("g",),
-        _weight_norm, ("v",),
+        "weight norm", re.compile(r"(?P<base>(.*\.)?(?=[^.]*(?:weight|kernel))[^.]*)_(?P<role>[gv])"), ("g",),
+        _weight_norm, ("v",), ("_g",),
     ),
     CompositionRule(
-        "spectral norm or mask", re.compile(r"(?P<base>.*)_(?P<role>orig|u|v|mask)"), ("orig",), _hooked, ("orig",)
+        "spectral norm or mask", re.compile(r"(?P<base>.*)_(?P<role>orig|u|v|mask)"), ("orig",), _hooked, ("orig",),
+        ("_orig",),
     ),
     CompositionRule(
         "parametrization",
         re.compile(r"(?P<base>(.*\.)?parametrizations\.[^.]+)\.(?P<role>original[0-9]*|[0-9]+\..+)"),
         ("original", "original0"), _parametrization, ("original", "original1", "original0"),
+        ("parametrizations.",),
     ),
 )  # fmt: skip

@@ -231,10 +231,10 @@ PACKED = (
     CompositionRule(
         "packed codes",
         re.compile(r"(?P<base>.*?)(?P<role>|_packed|_scale|_zero_point|_g_idx|_shape|_global_scale)"),
-        ("_packed",), _compressed, ("_packed",),
+        ("_packed",), _compressed, ("_packed",), ("_packed",),
     ),
     CompositionRule(
         "packed groups", re.compile(r"(?P<base>(.*\.)?)(?P<role>qweight|qzeros|scales|g_idx)"),
-        ("qweight",), _grouped, ("qweight",),
+        ("qweight",), _grouped, ("qweight",), ("qweight",),
     ),
 )  # fmt: skip

@@ -171,11 +171,11 @@ def _rowwise(group: Group) -> Answer:
 SCALED = (
     CompositionRule(
         "8-bit integers with row scales", re.compile(r"(?P<base>(.*\.)?)(?P<role>weight|SCB|weight_format)"),
-        ("SCB",), _rowwise, ("weight",),
+        ("SCB",), _rowwise, ("weight",), ("SCB",),
     ),
     CompositionRule(
         "8-bit numbers with scales",
         re.compile(r"(?P<base>.*?)(?P<role>|_scale|_scale_inv|_scale_2|_zero_point|_g_idx|_shape|_global_scale)"),
-        ("_scale", "_scale_inv"), _scaled, ("", "_scale", "_scale_inv"),
+        ("_scale", "_scale_inv"), _scaled, ("", "_scale", "_scale_inv"), ("_scale",),
     ),
 )  # fmt: skip

@@ -1,13 +1,26 @@
-"""What a weight's singular values cost, from its shape alone: for budgets, progress and forecasts."""
+"""What a weight's singular values cost, from its shape alone, and what this process may spend."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from netspectra.errors import EnvironmentFailure
 from netspectra.weight import Weight
 
-__all__ = ["cores", "flops", "memory", "working_set"]
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+__all__ = ["BASE", "UNKNOWN", "cores", "flops", "memory", "must_fit", "working_set"]
+
+UNKNOWN = 1 << 62  # what `memory` says where nothing tells
+BASE = 1 << 30  # bytes for the interpreter, the libraries and their buffers
+# Where Linux tells the limit of a container, in its two versions.
+CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def cores() -> int:
@@ -15,27 +28,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def memory(root: Path = Path("/")) -> int:
-    """Bytes this process may still take: what the system has available, or its control group if that is less.
+def memory() -> int:
+    """Bytes that this process can have at most: the machine's, the container's, or those of its limits (ulimit -v)."""
+    limits = []
+    with suppress(OSError, ValueError, AttributeError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in CGROUPS:
+        with suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    if resource is not None:
+        limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min((limit for limit in limits if limit > 0), default=UNKNOWN)
 
-    0 where neither says (systems other than Linux).
+
+def must_fit(weights: Iterable[Weight]) -> None:
+    """Refuse a weight that cannot be analysed here before any work, rather than be killed by the system in the middle.
+
+    Raises:
+        EnvironmentFailure: twice its bytes, 24 an entry of its smaller square and `BASE` are more than `memory`.
     """
-    known: list[int] = []
-    try:
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                known.append(int(line.split()[1]) << 10)
-    except OSError:
-        return 0
-    for limit, used in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            known.append(int((root / limit).read_text()) - int((root / used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return max(0, min(known, default=0))
+    there = memory()
+    for weight in weights:
+        need = working_set(weight) + weight.nbytes + BASE
+        if need > there:
+            m, n = weight.shape
+            raise EnvironmentFailure(
+                f"{weight.name!r} ({m} x {n}) needs up to {need / 1e9:.1f} GB of memory, there are {there / 1e9:.1f}. "
+                "--exclude it, or take a larger machine"
+            )
 
 
 def working_set(weight: Weight) -> int:

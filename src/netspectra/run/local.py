@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from netspectra.linalg.threads import threads
-from netspectra.run.cost import cores, memory, working_set
+from netspectra.run.cost import UNKNOWN, cores, memory, must_fit, working_set
 from netspectra.weight import Weight
 
 R = TypeVar("R")
@@ -40,7 +40,7 @@ class LocalRun:
     Attributes:
         workers: how many; by default as many as there are processors.
         budget: bytes that may be in work at a time; by default twice the largest tensor, the square of its short side
-            at 24 bytes an entry, and 600 MB. More than four workers may fill half of the memory that is available.
+            at 24 bytes an entry, and 600 MB. More than four workers may fill half of the memory there is.
     """
 
     workers: int = 0
@@ -49,6 +49,7 @@ class LocalRun:
     def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
         """Apply ``function`` to every weight; large ones wait until their bytes fit beside those in work."""
         queue = list(weights)
+        must_fit(queue)
         workers = self.workers or cores()
         budget = self.budget or _budget(queue, workers)
         with threads(1):
@@ -62,9 +63,10 @@ class LocalRun:
 
 
 def _budget(queue: list[Weight], workers: int) -> int:
-    """What the promise on memory allows; where many processors would stand idle under it, half of what is there."""
+    """What the promise on memory allows; where many processors would stand idle under it, half of what there is."""
     promised = max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
-    return max(promised, memory() // 2) if workers > MANY else promised
+    there = memory()
+    return max(promised, there // 2) if workers > MANY and there < UNKNOWN else promised
 
 
 def _alone(weight: Weight) -> bool:

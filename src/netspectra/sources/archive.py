@@ -137,7 +137,8 @@ class Archive:
         """By each record's place the end of its room: where the next begins."""
         records.sort(key=lambda record: record.header)
         limits: dict[int, int] = {}
-        for record, stop in zip(records, [*(record.header for record in records[1:]), begin], strict=True):
+        starts = [*(record.header for record in records), begin]
+        for record, stop in zip(records, starts[1:], strict=True):
             if record.header < self.start or record.header + 30 + len(record.name) + record.packed > stop:
                 self._damaged("describes records that overlap or lie outside")
             limits[record.header] = stop

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +29,15 @@ def printable(text: str, limit: int = 200) -> str:
 def refuse(path: Path | str, what: str, field: str = "") -> NoReturn:
     """Raise the one-line refusal ``FILE: FIELD: what``."""
     middle = f"{printable(field)}: " if field else ""
-    raise InputRefused(f"{printable(str(path))}: {middle}{what}")
+    raise InputRefused(f"{printable(str(path))}: {middle}{printable(what, 500)}")
+
+
+def _encodes(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,12 @@ class Guard:
 
     Attributes:
         header_bytes: largest header or index that is parsed.
-        tensors: most tensors in one source.
+        items: most values, keys and brackets of a JSON text (12 a tensor).
+        tensors: most tensors in one source; the largest that is public has 210 thousand.
         dimensions: most axes of one tensor.
         name_bytes: longest tensor name.
         numel: most numbers in one tensor.
+        file_name_bytes: longest name of a file that an index names.
         shards: most files of one checkpoint.
         records: most records of a zip archive.
         pickle_steps: most opcodes of one pickle (about 55 a tensor; each costs a microsecond and up to 150 bytes).
@@ -56,10 +67,12 @@ class Guard:
     """
 
     header_bytes: int = 100_000_000
-    tensors: int = 1_000_000
+    items: int = 6_000_000
+    tensors: int = 400_000
     dimensions: int = 16
     name_bytes: int = 65_536
     numel: int = 2**50
+    file_name_bytes: int = 255
     shards: int = 10_000
     records: int = 1_000_000
     pickle_steps: int = 5_000_000
@@ -93,12 +106,21 @@ class Guard:
         """
         if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
             refuse(folder, f"names the file {printable(repr(name))}, allowed are plain file names", "index")
+        if len(name.encode("utf-8", "surrogatepass")) > self.file_name_bytes or not _encodes(name):
+            refuse(folder, f"names the file {printable(repr(name))}, which no file can be called", "index")
         path = folder / name
-        target, home = path.resolve(), folder.resolve()
+        try:
+            target, home = path.resolve(), folder.resolve()
+        except (OSError, RuntimeError):
+            refuse(path, "is a link that leads round in a circle")
         cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
         if target.parent not in (home, cache):
             refuse(path, "is a link out of the folder; copy the file into it")
         return path
+
+    def found(self, folder: Path, pattern: str) -> list[Path]:
+        """Files of a folder by a glob, sorted; those that are links out of it are refused as `inside` does."""
+        return [self.inside(folder, path.name) for path in sorted(folder.glob(pattern))]
 
     def shape(self, path: Path, tensor: str, shape: Any) -> tuple[int, ...]:
         """Check a shape: few axes, whole sizes, a product within limits."""
@@ -132,10 +154,12 @@ class Guard:
         def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             found = dict(pairs)
             if len(found) != len(pairs):
-                keys = [key for key, _ in pairs]
-                twice = next(key for key in found if keys.count(key) > 1)
-                refuse(path, "the key stands twice", twice)
+                refuse(path, "the key stands twice", Counter(key for key, _ in pairs).most_common(1)[0][0])
             return found
+
+        items = sum(map(text.count, (b",", b":", b"[", b"{")))
+        if items > self.items:
+            refuse(path, f"the JSON header has {items} items, allowed are {self.items}")
 
         def constant(name: str) -> NoReturn:
             refuse(path, f"{name} is not JSON")

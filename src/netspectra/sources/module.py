@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,24 +17,13 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from netspectra.errors import InputRefused
+from netspectra.sources.guard import GUARD
 from netspectra.views import Context, view
-from netspectra.weight import Index, Loader, Source, TensorRef
+from netspectra.weight import Index, InMemory, Loader, Source, TensorRef
 
 __all__ = ["open_mapping", "open_module"]
 
 SAMPLE = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class LiveTensor:
-    """A tensor in memory, as a `netspectra.weight.Loader`."""
-
-    tensor: Tensor
-
-    def __call__(self, index: Index = ()) -> Tensor:
-        """Give ``tensor[index]``, a view without a gradient."""
-        found = self.tensor.detach()
-        return found[index] if index else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +36,7 @@ class Parametrized:
     def __call__(self, index: Index = ()) -> Tensor:
         """Evaluate the parametrization in eval mode and give ``tensor[index]``."""
         chain = copy.deepcopy(getattr(self.module.parametrizations, self.attribute)).eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             found = chain().detach()
         return found[index] if index else found
 
@@ -141,10 +131,11 @@ def _problem(tensor: Tensor) -> str:
 
 
 def _ref(name: str, tensor: Tensor, facts: Mapping[str, Any]) -> TensorRef:
+    GUARD.name(Path("the model"), name)
     problem = _problem(tensor)
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-        return TensorRef(name, (), _dtype(tensor), LiveTensor(tensor), facts, None, problem)
-    return TensorRef(name, tuple(tensor.shape), _dtype(tensor), LiveTensor(tensor), facts, _identity(tensor), problem)
+        return TensorRef(name, (), _dtype(tensor), InMemory(tensor), facts, None, problem)
+    return TensorRef(name, tuple(tensor.shape), _dtype(tensor), InMemory(tensor), facts, _identity(tensor), problem)
 
 
 def _identity(tensor: Tensor) -> Hashable:

@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from netspectra.analysis import RELATIVE_ERROR, Analysis
-from netspectra.errors import InputRefused, NotDecomposable
+from netspectra.errors import EnvironmentFailure, InputRefused, NotDecomposable, lacks_memory
 from netspectra.linalg.batch import svdvals_batch
 from netspectra.linalg.product import product_svdvals
 from netspectra.linalg.spectrum import Spectrum
@@ -99,7 +100,11 @@ def analyze(
         raise InputRefused(f"{source.path}: {why}; 'netspectra inspect' lists what a checkpoint holds")
     places = {id(weight): position for position, weight in wanted.items()}
     found = dict(runfile.found()) if runfile else {}
-    for position in found:
+    for position, finding in found.items():
+        if position not in wanted or wanted[position].name != finding.name:
+            raise InputRefused(
+                f"{runfile and runfile.path}: row {position} is of another job: damaged? Name a new file"
+            )
         progress(wanted[position])
     open_ = [weight for position, weight in wanted.items() if position not in found]
     for weight, finding in run(partial(measure, options=options), open_):
@@ -144,6 +149,16 @@ def measure(weight: Weight, options: AnalyzeOptions) -> Record | Skipped:
         spectrum, operator, matrix = _decomposed(weight, options)
     except (NotDecomposable, InputRefused) as reason:
         return Skipped(weight.name, weight.part.shape, str(reason))
+    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as reason:  # pyright: ignore[reportPrivateImportUsage]
+        why = str(reason).splitlines()[0][:200]
+        return Skipped(weight.name, weight.part.shape, f"the numerical library gave up: {why}")
+    except (MemoryError, RuntimeError) as reason:
+        if not lacks_memory(reason):
+            raise
+        m, n = weight.shape
+        raise EnvironmentFailure(
+            f"{weight.name!r} ({m} x {n}): out of memory. Use --workers 1, --exclude it, or a machine with more"
+        ) from None
     wanted = chosen(options.metrics, thorough=options.thorough)
     seed = (options.seed, zlib.crc32(weight.name.encode("utf-8", "surrogatepass"))) if options.thorough else None
     # the rules see every default metric, so that a verdict does not depend on which columns were asked for

@@ -122,7 +122,7 @@ class Distributed:
 
     def tensors(self, path: Path) -> Iterator[TensorRef]:
         """Yield every tensor, by ``.metadata`` alone, then a line for each branch of training state."""
-        file = path / METADATA if path.is_dir() else path
+        file = GUARD.inside(path, METADATA) if path.is_dir() else path
         size = GUARD.regular(file)
         if size > GUARD.header_bytes:
             refuse(file, f"has {size} bytes, allowed are {GUARD.header_bytes}")

@@ -88,11 +88,12 @@ class TorchFile:
 
 
 def _indices(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{INDEX}"))
+    return GUARD.found(folder, f"*{INDEX}")
 
 
 def _whole(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file() and _begins(file)]
+    named = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
+    return [file for file in named if _begins(GUARD.inside(folder, file.name))]
 
 
 def _begins(path: Path) -> bool:

@@ -1,0 +1,22 @@
+"""The commands, one file each: a file registers what it decorates with ``@app.command``."""
+
+from importlib import import_module
+
+from netspectra.faces.cli.app import app
+
+__all__ = ["app"]
+
+# Also the order in which --help shows them.
+FILES = (
+    "inspect",
+    "analyze",
+    "report",
+    "geometry",
+    "trainability",
+    "compress",
+    "demo",
+    "lists",
+)
+
+for file in FILES:
+    import_module(f"{__name__}.{file}")

@@ -1,0 +1,66 @@
+"""Where results go: checked before the work, written whole or not at all, standard output for ``-``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netspectra.errors import EnvironmentFailure, InputRefused
+
+if TYPE_CHECKING:
+    from netspectra.analysis import Analysis
+
+Out = str | None  # a file, or - for standard output
+
+
+def writable(*targets: Path | str | None) -> None:
+    """Refuse before hours of work what could not be written after them."""
+    import os
+
+    if [str(target) for target in targets].count("-") > 1:
+        raise InputRefused("only one of --html, --json and --csv can go to standard output")
+    for target in targets:
+        if target is None or str(target) == "-":
+            continue
+        path = Path(target)
+        folder = path.parent
+        if path.is_dir():
+            raise InputRefused(f"{path}: is a folder, name a file in it")
+        if not folder.is_dir():
+            raise InputRefused(f"{path}: the folder {folder} does not exist")
+        if not os.access(folder, os.W_OK):
+            raise EnvironmentFailure(f"{path}: the folder {folder} is not writable")
+
+
+def export(found: Analysis, html: Out, json_out: Out, csv: Out, *, geometry: Sequence[Any] = ()) -> None:
+    """Write the exports that were asked for; ``geometry`` goes into the report."""
+    writers = (html, lambda: found.to_html(geometry)), (json_out, found.to_json), (csv, found.to_csv)
+    for target, text in writers:
+        if target is not None:
+            write(target, text())
+
+
+def tell_files(*targets: Path | str | None) -> None:
+    """Say on stderr what was written."""
+    for target in targets:
+        if target is not None and target != "-":
+            print(f"wrote {target}", file=sys.stderr)
+
+
+def write(target: str, text: str) -> None:
+    """Write the whole text to a file, or to standard output."""
+    from netspectra.analysis import write_atomically
+
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(target, text)
+
+
+def write_json(target: str, data: object) -> None:
+    """Write data as strict JSON."""
+    import json
+
+    write(target, json.dumps(data, indent=1, allow_nan=False) + "\n")
