@@ -21,7 +21,7 @@ __all__ = ["svdvals_batch"]
 
 LARGEST = {False: 127, True: 95}  # real, complex: short sides beyond gain nothing from a batch
 LONGEST = 1024  # longer sums need the care of the chunked routes
-SLAB_BYTES = 64 << 20
+SLAB_BYTES = 8 << 20  # what fits a cache, and memory that is used again rather than asked for anew
 GRAM_FROM = 16  # short side from which the Gram matrix pays for squares
 ONE_BY_ONE_FROM = 48  # short side from which half the work is worth a call a matrix
 

@@ -19,7 +19,7 @@ from netspectra.linalg.values import union
 
 __all__ = ["conv_norm_bound", "conv_svdvals", "is_circular"]
 
-SLAB_BYTES = 64 << 20
+SLAB_BYTES = 8 << 20  # what fits a cache, and memory that is used again rather than asked for anew
 
 
 def is_circular(A: ConvOperator | Transposed) -> bool:
