@@ -13,9 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import netspectra as ns
 from tests.faces.test_cli import process
+from tests.test_report import browser
+
+__all__ = ["browser"]  # a fixture
 
 CASES = sorted(path.stem for path in (Path(__file__).parent / "cases").glob("[a-z]*.py"))
 
@@ -201,3 +205,62 @@ def test_spoilt_findings_are_refused_or_exported(honest_run, tmp_path):
             refused += 1
         connection.execute("UPDATE records SET findings = ? WHERE position = ?", (text, position))
     assert 75 < refused < 150
+
+
+# ---- reports -------------------------------------------------------------------------------------------------------
+
+EVIL = (
+    "<script>window.hit=1</script>.weight",
+    "</script><img src=x onerror=window.hit=1>.weight",
+    "<a href='javascript:window.hit=1'>.weight",
+    "<svg onload=window.hit=1>.weight",
+    "javascript:window.hit=1//.weight",
+    "<b>bold</b><a href=http://evil.example/>x</a>.weight",
+    "${window.hit=1}{{7*7}}.weight",
+    "\x1b]0;title\x07\u202ereversed\x00.weight",
+    "=cmd|' /C calc'!A0",
+    "../../../etc/passwd",
+    "__proto__",
+    "constructor.prototype",
+    "a" * 5000,
+)
+
+
+@pytest.mark.browser
+def test_names_from_a_hostile_file_are_inert_in_every_export(tmp_path, browser):
+    """From the bytes of a checkpoint, through the command, to a browser: no script, no request, exact in JSON."""
+    from safetensors.torch import save_file
+
+    from tests.test_report import Visit
+
+    save_file({name: torch.randn(6, 4) for name in EVIL}, tmp_path / "m.safetensors")
+    names = ("html", "json", "csv")
+    outs = [part for kind in names for part in (f"--{kind}", str(tmp_path / f"out.{kind}"))]
+    done = process("analyze", tmp_path / "m.safetensors", *outs)
+    assert done.returncode == 0 and not set(done.stdout + done.stderr) & set("\x1b\x07\x00\u202e")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {weight["name"] for weight in found["weights"]} == set(EVIL)
+    assert not any(line.startswith(("=", '"=', "@", "+")) for line in (tmp_path / "out.csv").read_text().splitlines())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors", "out.csv", "out.html", "out.json"]
+    visit = Visit(browser, (tmp_path / "out.html").read_text(), tmp_path)
+    page = visit.page
+    page.locator("#depth-chart").scroll_into_view_if_needed()
+    page.wait_for_selector("#depth-chart .main-svg")
+    assert page.evaluate("window.hit") is None and visit.complaints == [] and visit.foreign() == []
+    assert page.locator("a[href^='javascript'], a[href*='evil.example'], main img").count() == 0
+    policy = page.locator("meta[http-equiv='Content-Security-Policy']").get_attribute("content")
+    assert policy is not None and policy.startswith("default-src 'none'") and "unsafe" not in policy
+    visit.context.close()
+
+
+@pytest.mark.browser
+def test_names_are_inert_in_figures(tmp_path, browser):
+    """plotly takes a few tags in texts for markup, links among them."""
+    analysis = ns.analyze({name: torch.randn(6, 4) for name in EVIL[:7]})
+    analysis.plot(save=tmp_path / "figure.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "figure.html").as_uri())
+    page.wait_for_selector(".main-svg .legendtext")
+    assert page.evaluate("window.hit") is None and page.locator(".main-svg a").count() == 0
+    assert "<b>bold</b>" in " ".join(page.locator(".legendtext").all_text_contents())
+    page.close()
