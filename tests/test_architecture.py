@@ -9,7 +9,8 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "runfile", "verdicts", "run", "analysis", "figures", "findings"}
+MIDDLE = GROUND | {"metrics", "weight", "run"} | {"runfile", "verdicts", "analysis", "figures", "checkpoint"}
+MIDDLE |= {"aggregate", "depth", "findings", "methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -17,26 +18,33 @@ ALLOWED = {
     "linalg": BASE | {"linalg"},
     "record": GROUND,
     "metrics": GROUND | {"metrics"},
-    "verdicts": GROUND,
+    "aggregate": GROUND,
+    "depth": GROUND | {"metrics"},
+    "verdicts": GROUND | {"depth"},
     "weight": GROUND | {"weight"},
+    "checkpoint": GROUND | {"weight"},
     "findings": GROUND,
     "runfile": GROUND | {"findings", "runfile"},
     "run": GROUND | {"weight", "run"},
-    "figures": GROUND,
-    "live": GROUND | {"weight", "live"},
+    "figures": GROUND | {"metrics", "report"},
+    "methods": GROUND | {"methods"},
+    "forms": GROUND | {"methods", "forms"},
+    "plan": BASE | {"plan", "analysis", "report"},
+    "live": GROUND | {"weight", "composed", "checkpoint", "forms", "live"},
     "report": {"record", "report"},
-    "analysis": GROUND | {"metrics", "findings", "runfile", "figures", "report"},
+    "analysis": GROUND | {"metrics", "aggregate", "depth", "verdicts", "findings", "runfile", "figures", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
-    "verbs": MIDDLE | {"verbs", "live"},
-    "sources": GROUND | {"weight", "views", "sources"},
+    "verbs": MIDDLE | {"verbs", "live", "report"},
+    "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
     "faces": set(),
-    "__init__": MIDDLE | {"verbs", "sources", "live"},
+    "doors": MIDDLE | {"verbs", "sources", "live"},
+    "__init__": MIDDLE | {"doors", "verbs", "sources", "live"},
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only: their source, the room that runs them, and the verbs that change them.
-NN = ("sources/module.py", "live/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
+NN = ("sources/module.py", "live/", "forms/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
 
 
 def room(parts: tuple[str, ...]) -> str:

@@ -15,13 +15,12 @@ from torch.nn.utils import prune
 
 import netspectra as ns
 from netspectra.composed.codes import nibbles, unpacked
-from netspectra.sources.module import LiveTensor
 from netspectra.views import Context, view
-from netspectra.weight import TensorRef
+from netspectra.weight import InMemory, TensorRef
 
 
 def opened(tensors, config=None):
-    refs = [TensorRef(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), LiveTensor(t))
+    refs = [TensorRef(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), InMemory(t))
             for name, t in tensors.items()]  # fmt: skip
     return view(refs, Context(config=config or {}))
 
@@ -504,7 +503,7 @@ def test_config_belongs_to_the_fingerprint(tmp_path):
 
 
 def test_unreadable_members_make_one_line():
-    refs = [TensorRef("weight", (6, 8), "int8", LiveTensor(torch.zeros(6, 8).char()), problem="on the moon"),
-            TensorRef("weight_scale", (6,), "float32", LiveTensor(torch.ones(6)))]  # fmt: skip
+    refs = [TensorRef("weight", (6, 8), "int8", InMemory(torch.zeros(6, 8).char()), problem="on the moon"),
+            TensorRef("weight_scale", (6,), "float32", InMemory(torch.ones(6)))]  # fmt: skip
     weights, skipped = view(refs, Context())
     assert not weights and len(skipped) == 1 and "on the moon" in skipped[0].reason

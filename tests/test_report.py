@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netspectra.report import render
-from netspectra.report.curves import decimate, index_grid, rounded
+import netspectra as ns
+from netspectra.report import render, render_geometry
+from netspectra.report.curves import decimate, density, index_grid, rounded
 from netspectra.report.page import encode
 from netspectra.report.payload import payload
 
@@ -403,6 +404,22 @@ def test_decimation_keeps_extremes_that_lie_between() -> None:
     assert 1 in decimate(deficient)[1]
 
 
+@pytest.mark.parametrize("edge", [None, 0.5, 40.0])
+@pytest.mark.parametrize("count", [1, 5, 384, 4096])
+def test_every_value_is_in_the_histogram_or_said_to_be_beyond(count: int, edge: float | None) -> None:
+    values = np.sort(np.random.default_rng(count).gamma(2, 1, count))[::-1]
+    found = density(values, edge)
+    assert found is not None
+    assert sum(found["counts"]) + found["beyond"] == count and len(found["counts"]) <= 60
+    assert found["beyond"] == np.sum(values > found["to"] * (1 + 1e-4))
+    assert found["to"] >= min(values[0], 2.5 * (edge or np.inf)) * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("values", [None, [], [0.0, 0.0], [None, None]])
+def test_no_histogram_of_nothing(values: Any) -> None:
+    assert density(values, 1.0) is None
+
+
 def test_layers_of_one_count_share_their_grid() -> None:
     assert len(payload(large(20), GLOSSARY)["grids"]) == 1
 
@@ -488,8 +505,9 @@ def visit(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """Open a page; at the end nothing may have been complained about or fetched."""
     opened: list[Visit] = []
 
-    def start(document: dict[str, Any], glossary: list[dict[str, str]] = GLOSSARY, **context: Any) -> Visit:
-        opened.append(Visit(browser, render(document, glossary), tmp_path, **context))
+    def start(document: dict[str, Any] | str, glossary: list[dict[str, str]] = GLOSSARY, **context: Any) -> Visit:
+        page = document if isinstance(document, str) else render(document, glossary)
+        opened.append(Visit(browser, page, tmp_path, **context))
         return opened[-1]
 
     yield start
@@ -610,11 +628,130 @@ def test_odd_documents_are_drawn(visit: Any, make: Any) -> None:
     assert "NaN" not in page.inner_text("main") and "undefined" not in page.inner_text("main")
 
 
+def noisy(spikes: int = 3) -> dict[str, Any]:
+    """A real thorough analysis: noise with planted directions, beside a matrix without a bulk."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    planted = torch.randn(80, 120, generator=generator)
+    planted[:spikes] *= 6
+    heavy = torch.diag(torch.arange(1, 201, dtype=torch.float64) ** -0.25)
+    return ns.analyze({"small": torch.eye(4), "planted": planted, "heavy": heavy}, thorough=True, workers=1).to_dict()
+
+
+@pytest.mark.browser
+def test_bulk_and_tail_follow_the_choice_and_say_why_something_is_missing(visit: Any) -> None:
+    from netspectra.analysis import glossary
+    from netspectra.metrics import METRICS
+
+    page = visit(noisy(), glossary(list(METRICS))).page
+    page.locator("#reading").scroll_into_view_if_needed()
+    page.wait_for_selector("#bulk-chart .main-svg")
+    page.wait_for_selector("#tail-chart .main-svg")
+    assert page.locator("#reading-controls option:checked").inner_text() == "planted"  # has a bulk and a tail
+    text = page.inner_text("#reading-words")
+    assert "3 of 80 values beyond" in text and "Strength before noise" in text
+    assert "Beside its randomised twin" in text
+    assert page.locator("#bulk-chart .shapelayer path").count() == 2  # the edge of the bulk, the calibrated one
+    page.locator("#reading-controls button", has_text="Next").click()
+    assert page.inner_text("#details-title") == "heavy"
+    text = page.inner_text("#reading-words")
+    assert "Rival laws" in text and "lognormal" in text and "a power law is not contradicted" in text
+    page.locator("#reading-controls select").select_option(label="small")
+    assert "only 4 values, a bulk needs 10" in page.inner_text("#bulk-note")
+    assert "No power law" in page.inner_text("#tail-note")
+    assert "Against noise" not in page.inner_text("#reading-words")
+
+
+def looked_at(**more: Any) -> dict[str, Any]:
+    """The geometry of a layer with inputs."""
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((60, 12)) + 1
+    return {**ns.geometry(rng.standard_normal((12, 12)), inputs, labels=["0", "1", "2"] * 20).to_dict(), **more}
+
+
+@pytest.mark.browser
+def test_geometry_goes_step_by_step_by_mouse_and_keyboard(visit: Any) -> None:
+    page = visit(render_geometry(looked_at()), reduced_motion="reduce").page
+    picture = "document.querySelectorAll('canvas')[{}].toDataURL()"
+    seen = [[page.evaluate(picture.format(i)) for i in (0, 1)]]
+    for step in (1, 2, 3):
+        page.locator(".step").nth(step).click()
+        assert page.locator(".step").nth(step).get_attribute("aria-pressed") == "true"
+        seen.append([page.evaluate(picture.format(i)) for i in (0, 1)])
+    assert len({pair[0] for pair in seen}) == len({pair[1] for pair in seen}) == 4
+    page.locator(".slide input").focus()
+    page.keyboard.press("Home")
+    assert [page.evaluate(picture.format(i)) for i in (0, 1)] == seen[0]
+    assert page.locator(".step").first.get_attribute("aria-pressed") == "true"
+    page.locator("canvas").first.focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(picture.format(0)) != seen[0][0]
+    assert "The inputs as they come" in page.inner_text("[role=status]")
+    assert page.locator("table tbody tr").count() == 8
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.browser
+def test_geometry_moves_unless_motion_is_unwanted(visit: Any) -> None:
+    page = visit(render_geometry(looked_at()), reduced_motion="no-preference").page
+    page.locator(".step").nth(3).click()
+    between = page.evaluate("document.querySelector('.slide input').value")
+    assert float(between) < 3
+    page.wait_for_selector(".slide input[aria-valuetext^='U S']")
+    page.wait_for_timeout(3500)
+    assert page.evaluate("document.querySelector('.slide input').value") == "3"
+    page.get_by_role("button", name="Play").click()
+    assert page.get_by_role("button", name="Pause").count() == 1
+    page.get_by_role("button", name="Pause").click()
+    calm = visit(render_geometry(looked_at()), reduced_motion="reduce").page
+    calm.locator(".step").nth(3).click()
+    assert calm.evaluate("document.querySelector('.slide input').value") == "3"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1), (2, 5), (1, 1)])
+def test_flat_geometries_are_drawn(visit: Any, shape: tuple[int, int]) -> None:
+    weight = np.arange(1.0, 1 + shape[0] * shape[1]).reshape(shape)
+    page = visit(render_geometry(ns.geometry(weight, np.ones((3, shape[1]))).to_dict()), reduced_motion="reduce").page
+    for step in range(4):
+        page.locator(".step").nth(step).click()
+    assert "NaN" not in page.inner_text("main") and "undefined" not in page.inner_text("main")
+
+
+@pytest.mark.browser
+def test_geometry_strings_run_nothing(visit: Any) -> None:
+    for text in HOSTILE[:4]:
+        page = visit(render_geometry(looked_at(name=text, kind=text, inputs_are=text, notes=[text]))).page
+        assert page.evaluate("window.hit") is None and page.locator("main img").count() == 0
+
+
+@pytest.mark.browser
+def test_a_report_shows_the_geometries_asked_for(visit: Any) -> None:
+    plain = visit(transformer(2)).page
+    assert not plain.locator("#geometry").is_visible()
+    both = [looked_at(name="one"), looked_at(name="stem.0.conv.weight", kind="other")]
+    page = visit(render(transformer(2), GLOSSARY, both), reduced_motion="reduce").page
+    assert page.locator(".bar a[href='#geometry']").is_visible()
+    assert page.inner_text("#geometry-hint").startswith("linear, 12 inputs to 12 outputs")
+    page.locator("#geometry-controls select").select_option(label="stem.0.conv.weight")
+    assert page.inner_text("#geometry-hint").startswith("other")
+    page.locator("#geometry-controls select").select_option(label="one")
+    page.locator("#table tbody tr").nth(1).click()  # of this weight there is a geometry
+    assert page.inner_text("#geometry-hint").startswith("other")
+    assert page.locator("#details a[href='#geometry']").count() == 1
+    page.locator("#theme").click()
+    page.locator("#theme").click()
+    assert page.locator("#geometry canvas").count() == 2
+
+
 @pytest.mark.browser
 def test_two_thousand_rows_stay_usable(visit: Any) -> None:
     page = visit(large(2000, 64)).page
     assert page.locator("#table tbody tr").count() == 100
-    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Next", exact=True).click()
     assert "101 to 200 of 2\u2009000" in page.inner_text("#shown")
     page.locator("#search").fill("layers.333.q_proj")
     assert page.locator("#table tbody tr").count() == 1
@@ -650,4 +787,4 @@ def test_drawing_time_of_300_layers_of_4096(visit: Any) -> None:
         f"300 x 4096: table after {times['tableMs']} ms, first chart after {times['chartsMs']} ms,"
         f" of which the library takes {times['libraryMs']} ms and the drawing {times['drawMs']} ms"
     )
-    assert int(times["chartsMs"]) < 10_000
+    assert int(times["tableMs"]) + int(times["drawMs"]) < 5_000  # ours; the library's own start is not

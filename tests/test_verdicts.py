@@ -71,8 +71,30 @@ def test_traps_need_the_twin():
     assert "correlation-trap" in rules(w, thorough=True)
 
 
+def layers(count=12, seed=0):
+    return {f"blocks.{i}.fc.weight": torch.as_tensor(noise(20, 30, seed + i)) for i in range(count)}
+
+
+def test_a_layer_stands_out_from_its_siblings():
+    model = layers()
+    model["blocks.5.fc.weight"] = 3 * model["blocks.5.fc.weight"]
+    found = ns.analyze(model, metrics=["count"])
+    spoken = {record.name: v for record in found for v in record.verdicts if v.rule == "stands-out"}
+    assert list(spoken) == ["blocks.5.fc.weight"]
+    evidence = spoken["blocks.5.fc.weight"].evidence
+    assert evidence["siblings"] == 12 and evidence["role"] == "blocks.*.fc.weight"
+    assert abs(evidence["value"] / evidence["expected"] - 3) < 0.3 and evidence["deviations"] > 12
+    assert found.summary()["verdicts"]["stands-out"] == 1
+
+
+def test_seven_siblings_are_too_few_to_stand_out_of():
+    model = layers(7)
+    model["blocks.5.fc.weight"] = 1e3 * model["blocks.5.fc.weight"]
+    assert "stands-out" not in ns.analyze(model).summary()["verdicts"]
+
+
 def test_every_rule_is_tried_and_complete():
-    tried = {*SPEAKS, "frequency-direction", "correlation-trap"}
+    tried = {*SPEAKS, "frequency-direction", "correlation-trap", "stands-out"}
     assert tried == {rule.name for rule in RULES}
     assert all(rule.reference and rule.advice for rule in RULES)
     for name in THRESHOLDS:

@@ -5,14 +5,13 @@ import torch
 from torch import nn
 
 import netspectra as ns
-from netspectra.sources.module import LiveTensor
 from netspectra.views import RULES, Context, view
-from netspectra.weight import Layout, TensorRef
+from netspectra.weight import InMemory, Layout, TensorRef
 
 
 def ref(name, tensor, **facts):
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return TensorRef(name, tuple(tensor.shape), dtype, LiveTensor(tensor), facts)
+    return TensorRef(name, tuple(tensor.shape), dtype, InMemory(tensor), facts)
 
 
 def viewed(name, tensor, context=Context(), others=(), **facts):

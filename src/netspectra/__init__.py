@@ -15,49 +15,80 @@ import sys
 if sys.argv[:1] == ["-m"] and "-m netspectra" in " ".join(sys.orig_argv) and not sys.flags.safe_path:
     del sys.path[0]  # the current folder, which may be a stranger's checkpoint with a torch.py in it
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspectra.version import __version__
 
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
+    from netspectra.doors.analysis import analyze
+    from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.geometry import geometry
+    from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
     from netspectra.linalg.svd import svd
     from netspectra.linalg.values import svdvals
     from netspectra.live.norm import operator_norm
-    from netspectra.run import Run
+    from netspectra.plan import Plan
     from netspectra.sources import open
-    from netspectra.weight import Weight
+    from netspectra.verbs.compress.options import CompressOptions
+    from netspectra.verbs.geometry import Geometry
+    from netspectra.verbs.rank import rank
+    from netspectra.verbs.train.findings import Trainability
+    from netspectra.verbs.train.initialization import Initialization
 
 __all__ = [
     "Analysis",
+    "CompressOptions",
     "EnvironmentFailure",
+    "Geometry",
+    "Initialization",
     "InputRefused",
     "NetspectraError",
     "NotDecomposable",
+    "Plan",
     "Spectrum",
+    "Trainability",
     "__version__",
     "analyze",
+    "compress",
+    "geometry",
+    "initialize_",
+    "load",
     "open",
     "operator_norm",
+    "rank",
+    "save",
     "svd",
     "svdvals",
+    "trainability",
 ]
 
 _HOME = {
     "Analysis": "netspectra.analysis",
+    "analyze": "netspectra.doors.analysis",
+    "compress": "netspectra.doors.compression",
+    "load": "netspectra.doors.compression",
+    "save": "netspectra.doors.compression",
+    "geometry": "netspectra.doors.geometry",
+    "initialize_": "netspectra.doors.training",
+    "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",
     "InputRefused": "netspectra.errors",
     "NetspectraError": "netspectra.errors",
     "NotDecomposable": "netspectra.errors",
     "Spectrum": "netspectra.linalg.spectrum",
-    "open": "netspectra.sources",
     "svd": "netspectra.linalg.svd",
     "svdvals": "netspectra.linalg.values",
     "operator_norm": "netspectra.live.norm",
+    "Plan": "netspectra.plan",
+    "open": "netspectra.sources",
+    "CompressOptions": "netspectra.verbs.compress.options",
+    "Geometry": "netspectra.verbs.geometry",
+    "rank": "netspectra.verbs.rank",
+    "Trainability": "netspectra.verbs.train.findings",
+    "Initialization": "netspectra.verbs.train.initialization",
 }
 
 
@@ -71,84 +102,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def analyze(
-    origin: Any,
-    *,
-    metrics: Sequence[str] | None = None,
-    rank: int | Sequence[int] = (),
-    accuracy: float = 1e-6,
-    include: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    device: str | None = None,
-    grid: int | None = None,
-    thorough: bool = False,
-    seed: int = 0,
-    workers: int = 0,
-    run: Run | None = None,
-    runfile: str | Path | None = None,
-    progress: Callable[[Weight | None], None] | None = None,
-) -> Analysis:
-    """Find every weight's singular values, metrics and verdicts.
-
-    Args:
-        origin: a live ``torch.nn.Module`` (it comes back untouched), a dict of tensors, or a checkpoint's path.
-        metrics: names of metrics, by default all that cost little; ``netspectra metrics`` lists them.
-        rank: ranks k whose relative approximation error is wanted too (``metrics["relative_error_K"]``).
-        accuracy: largest relative error of each singular value above the rounding floor of the stored dtype.
-        include: patterns of names to take: globs, or ``re:`` and a regular expression.
-        exclude: patterns of names to leave out.
-        device: where to compute; by default where each tensor is.
-        grid: input size for which convolutions are taken as operators; by default 64, 16 x 16 or 8 x 8 x 8.
-        thorough: also bootstrap intervals, p-values, FARMS and the randomised twin: several times the work.
-        seed: of the draws that thorough work takes.
-        workers: threads, one weight each; by default one a processor.
-        run: another engine than threads in this process.
-        runfile: keep findings in this file as they come; given again, the job resumes.
-        progress: called with each weight that is done.
-
-    Returns:
-        An `Analysis`: iterate it, index it by name, ``to_pandas()``, ``plot()``, ``save("report.html")``.
-
-    Raises:
-        InputRefused: the input is damaged or unknown, or the run file belongs to another job.
-
-    >>> import torch, netspectra as ns
-    >>> analysis = ns.analyze({"layer.weight": torch.diag(torch.tensor([4.0, 2.0, 1.0]))}, rank=1)
-    >>> layer = analysis["layer.weight"]
-    >>> float(layer.metrics["condition_number"]), round(layer.metrics["stable_rank"], 4)
-    (4.0, 1.3125)
-    """
-    from netspectra.run.local import LocalRun
-    from netspectra.runfile import RunFile
-    from netspectra.sources import open as open_source
-    from netspectra.verbs.analyze import AnalyzeOptions, analyze, job
-
-    options = AnalyzeOptions(
-        metrics=None if metrics is None else tuple(metrics),
-        ranks=(rank,) if isinstance(rank, int) else tuple(rank),
-        accuracy=accuracy,
-        include=(include,) if isinstance(include, str) else tuple(include),
-        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
-        device=device,
-        grid=grid,
-        thorough=thorough,
-        seed=seed,
-    )
-    source = open_source(origin)
-    keep = RunFile.create_or_resume(runfile, job(source, options)) if runfile is not None else None
-    try:
-        found = analyze(
-            source,
-            options,
-            run=run or LocalRun(workers=workers),
-            runfile=keep,
-            progress=progress or (lambda weight: None),
-        )
-        if keep:
-            keep.finish()
-        return found
-    finally:
-        if keep:
-            keep.close()

@@ -12,17 +12,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from netspectra.aggregate import Aggregate, aggregate
+from netspectra.depth import Trend, deviations, trends
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.findings import META, check
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.metrics import METRICS
 from netspectra.record import LEVELS, OperatorSpectrum, Record, Skipped, Value
 from netspectra.runfile import RunFile, skipped_from
+from netspectra.verdicts import judge_among
 from netspectra.version import __version__
 
 if TYPE_CHECKING:
@@ -54,7 +58,8 @@ class Analysis:
     _by_name: dict[str, Record] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Make names and aliases known."""
+        """Compare each weight with its siblings; make names and aliases known."""
+        object.__setattr__(self, "records", judge_among(self.records, deviations(self.records)))
         for record in self.records:
             for name in (record.name, *record.aliases):
                 self._by_name.setdefault(name, record)
@@ -101,6 +106,16 @@ class Analysis:
         """The metrics that any record has, in the order of the registry."""
         return list(dict.fromkeys(name for record in self.records for name in record.metrics))
 
+    @cached_property
+    def aggregates(self) -> dict[str, Aggregate]:
+        """Each metric over all weights; unknown values are counted, not averaged in."""
+        return {name: aggregate(self.records, name) for name in self.metric_names}
+
+    @cached_property
+    def trends(self) -> list[Trend]:
+        """How norms and ranks change with depth, for weights that differ by their numbers only."""
+        return trends(self.records)
+
     def summary(self) -> dict[str, Any]:
         """What can be said of all weights together."""
         kinds: dict[str, dict[str, int]] = {}
@@ -117,6 +132,8 @@ class Analysis:
             "kinds": kinds,
             "levels": {level: levels[level] for level in LEVELS},
             "verdicts": dict(sorted(Counter(v.rule for record in self.records for v in record.verdicts).items())),
+            "metrics": {name: _strict(found.to_dict()) for name, found in self.aggregates.items()},
+            "trends": [asdict(trend) for trend in self.trends],
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,11 +164,12 @@ class Analysis:
             writer.writerow([*head, *numbers, " ".join(verdict.rule for verdict in record.verdicts)])
         return out.getvalue()
 
-    def to_html(self) -> str:
-        """The self-contained report as text."""
+    def to_html(self, geometry: Sequence[Any] = ()) -> str:
+        """The self-contained report as text, with the geometries that `netspectra.geometry` gave of some weights."""
         from netspectra.report import render
 
-        return render(self.to_dict(), glossary(self.metric_names))
+        seen = [each.to_dict() for each in geometry]
+        return render(self.to_dict(), glossary(self.metric_names), seen)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row a weight, metrics as columns (needs ``pip install netspectra[pandas]``)."""
@@ -173,27 +191,47 @@ class Analysis:
         ]
         return pandas.DataFrame(rows, index=pandas.Index([record.name for record in self.records], name="name"))
 
-    def plot(self, names: Sequence[str] | None = None, *, save: str | Path | None = None) -> go.Figure:
-        """Singular values against their index on logarithmic axes, as a plotly figure.
+    def plot(
+        self, names: str | Sequence[str] | None = None, what: str = "spectra", *, save: str | Path | None = None
+    ) -> go.Figure:
+        """Draw the findings as a plotly figure.
 
         Args:
-            names: which weights; by default all, at most 40, evenly spread over the depth.
+            names: which weights; by default all.
+            what: ``spectra``, singular values against their index on logarithmic axes (at most 40 weights, evenly
+                spread over the depth); ``reading``, one weight beside noise and beside a power law; or the name of a
+                metric, against the depth, a line a kind.
             save: also write the picture: ``.html``, or ``.png``, ``.svg``, ``.pdf`` with ``netspectra[image]``.
         """
-        from netspectra.figures import save_figure, spectra
+        from netspectra.figures import bulk_and_tail, depth, save_figure, spectra
 
-        records = [self[name] for name in names] if names is not None else list(self.records)
-        figure = spectra(records)
+        wanted = [names] if isinstance(names, str) else names
+        records = list(self.records) if wanted is None else [self[name] for name in wanted]
+        if what == "spectra":
+            figure = spectra(records)
+        elif what == "reading":
+            if len(records) != 1:
+                raise InputRefused(f"a reading is of one weight: name one of the {len(records)}")
+            figure = bulk_and_tail(records[0])
+        else:
+            figure = depth(records, what)
         if save is not None:
             save_figure(figure, Path(save))
         return figure
 
-    def save(self, path: str | Path) -> None:
-        """Write the findings to a file, by suffix: ``.html``, ``.json`` or ``.csv``. Never half a file."""
-        writers = {".html": self.to_html, ".json": self.to_json, ".csv": self.to_csv}
+    def save(self, path: str | Path, *, geometry: Sequence[Any] = ()) -> None:
+        """Write the findings to a file, by suffix: ``.html``, ``.json`` or ``.csv``. Never half a file.
+
+        Args:
+            path: where to.
+            geometry: what `netspectra.geometry` gave, for a section of the report of its own.
+        """
+        writers = {".html": lambda: self.to_html(geometry), ".json": self.to_json, ".csv": self.to_csv}
         suffix = Path(path).suffix.lower()
         if suffix not in writers:
             raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .html, .json and .csv")
+        if geometry and suffix != ".html":
+            raise InputRefused(f"{path}: only the report, .html, has a place for geometry")
         write_atomically(path, writers[suffix]())
 
     def __repr__(self) -> str:

@@ -7,17 +7,30 @@ values. Level ``ok`` describes and asks for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
 
+from netspectra.depth import Deviation
 from netspectra.linalg.spectrum import Spectrum
-from netspectra.record import Level, Value, Verdict
+from netspectra.record import Level, Record, Value, Verdict
 
-__all__ = ["RULES", "THRESHOLDS", "Case", "Rule", "judge", "noise_distance"]
+__all__ = [
+    "RULES",
+    "THRESHOLDS",
+    "Case",
+    "Finding",
+    "Rule",
+    "Standing",
+    "judge",
+    "judge_among",
+    "noise_distance",
+    "spoken",
+]
 
 Standing = Literal["established", "heuristic", "hypothesis"]
 Finding = tuple[str, dict[str, Any]] | None
+Seen = TypeVar("Seen")  # what a rule looks at: a weight here, a whole network elsewhere
 
 # Every number a rule compares with.
 THRESHOLDS: dict[str, float] = {
@@ -32,6 +45,8 @@ THRESHOLDS: dict[str, float] = {
     "goodness of fit": 0.1,  # p below which a tail is no power law
     "flat": 1.25,  # stable rank over that of noise of the shape
     "compressible": 0.75,  # parameters of factors of rank k90 over those of the matrix
+    "stands-out": 12.0,  # robust deviations from the line through the siblings
+    "stands-out at least": 1.5,  # times the line, or a part of it
 }
 
 
@@ -42,6 +57,7 @@ class Case:
     spectrum: Spectrum
     metrics: Mapping[str, Value]
     kind: str = ""
+    deviations: Sequence[Deviation] = ()
 
     def metric(self, name: str) -> Value | None:
         """The metric, if it was measured and is known."""
@@ -50,8 +66,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One row of the table.
+class Rule(Generic[Seen]):
+    """One row of a table.
 
     Attributes:
         name: what ``--fail-on`` calls it.
@@ -59,7 +75,8 @@ class Rule:
         standing: established result, rule of thumb, or open hypothesis.
         reference: where it comes from.
         advice: what to do.
-        find: `Case` -> the sentence and its evidence, or None.
+        find: from what the rule sees to the sentence and its evidence, or None.
+        among: compares with the other weights of the model, and so can speak only when all are known.
     """
 
     name: str
@@ -67,11 +84,12 @@ class Rule:
     standing: Standing
     reference: str
     advice: str
-    find: Callable[[Case], Finding]
+    find: Callable[[Seen], Finding]
+    among: bool = False
 
 
 def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> tuple[Verdict, ...]:
-    """Apply every rule; an empty matrix has no verdicts.
+    """Apply every rule that looks at one weight alone; an empty matrix has no verdicts.
 
     Args:
         spectrum: of the weight.
@@ -80,9 +98,31 @@ def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> t
     """
     if len(spectrum) == 0:
         return ()
-    case = Case(spectrum, metrics, kind)
+    return spoken(tuple(rule for rule in RULES if not rule.among), Case(spectrum, metrics, kind))
+
+
+def judge_among(records: Sequence[Record], deviations: Mapping[int, Sequence[Deviation]]) -> tuple[Record, ...]:
+    """The records with the verdicts of the rules that compare each with its siblings; what these said before goes.
+
+    Args:
+        records: of one model.
+        deviations: as `netspectra.depth.deviations` found them, by position.
+    """
+    rules = tuple(rule for rule in RULES if rule.among)
+    names = {rule.name for rule in rules}
+    judged = []
+    for place, record in enumerate(records):
+        alone = tuple(verdict for verdict in record.verdicts if verdict.rule not in names)
+        case = Case(record.spectrum, record.metrics, record.kind, deviations.get(place, ()))
+        verdicts = alone + spoken(rules, case)
+        judged.append(record if verdicts == record.verdicts else replace(record, verdicts=verdicts))
+    return tuple(judged)
+
+
+def spoken(rules: Sequence[Rule[Seen]], case: Seen) -> tuple[Verdict, ...]:
+    """What the rules of a table say of one case, in the order of the table."""
     verdicts = []
-    for rule in RULES:
+    for rule in rules:
         found = rule.find(case)
         if found is not None:
             message, evidence = found
@@ -245,10 +285,31 @@ def _compressible(case: Case) -> Finding:
     return f"rank {k90:.0f} keeps 90 % of the energy in {share:.0%} of the parameters", evidence
 
 
+def _stands_out(case: Case) -> Finding:
+    """The metric that is furthest from its siblings' line, if that is both unusual and more than a little."""
+    limit, least = THRESHOLDS["stands-out"], math.log(THRESHOLDS["stands-out at least"])
+    far = [d for d in case.deviations if abs(d.deviations) > limit and abs(math.log(d.ratio)) > least]
+    if not far:
+        return None
+    worst = max(far, key=lambda d: abs(d.deviations))
+    title = worst.metric.replace("_", " ")
+    sentence = f"{title} {worst.value:.3g}, the line through its {worst.siblings} siblings gives {worst.expected:.3g}"
+    return sentence, {
+        "metric": worst.metric,
+        "value": worst.value,
+        "expected": worst.expected,
+        "deviations": worst.deviations,
+        "threshold": limit,
+        "siblings": worst.siblings,
+        "role": worst.role,
+        "also": [d.metric for d in far if d is not worst],
+    }
+
+
 GOLUB = "Golub & Van Loan 2013, Matrix Computations, 2.4 to 2.6"
 MARTIN = "Martin & Mahoney 2021, JMLR 22, arXiv 1810.01075"
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Case], ...] = (
     Rule("zero", "error", "established", GOLUB, "check that the layer was trained and saved", _zero),
     Rule(
         "rank-deficient",
@@ -314,6 +375,15 @@ RULES: tuple[Rule, ...] = (
         "Marchenko & Pastur 1967, Math. USSR Sb. 1",
         "check that the layer was trained and is used",
         _untrained,
+    ),
+    Rule(
+        "stands-out",
+        "note",
+        "heuristic",
+        "Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers; Theil 1950, Proc. KNAW 53",
+        "first and last layers often differ and may; one in the middle may be damaged, unused or merged from elsewhere",
+        _stands_out,
+        among=True,
     ),
     Rule("wide", "note", "hypothesis", MARTIN, "may over-fit: watch the gap to held-out data", _wide),
     Rule(

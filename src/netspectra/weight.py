@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from netspectra.errors import InputRefused
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
 
     from netspectra.linalg.operator import LinearOperator
 
-__all__ = ["ITEMSIZE", "Factors", "Layout", "Loader", "Part", "Selection", "Source", "TensorRef", "Weight"]
+__all__ = [
+    "ITEMSIZE",
+    "Factors",
+    "InMemory",
+    "Layout",
+    "Loader",
+    "Part",
+    "Selection",
+    "Source",
+    "TensorRef",
+    "Weight",
+]
 
 # Bytes per number, by dtype name.
 ITEMSIZE: dict[str, int] = {
@@ -53,6 +65,18 @@ class Loader(Protocol):
     def __call__(self, index: Index = ()) -> Tensor:
         """Load ``tensor[index]``, reading no more of a file than the format allows."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """A tensor in memory, as a `Loader`."""
+
+    tensor: Tensor
+
+    def __call__(self, index: Index = ()) -> Tensor:
+        """Give ``tensor[index]``, a view without a gradient."""
+        found = self.tensor.detach()
+        return found[index] if index else found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -263,6 +287,8 @@ class Source:
         weights: what the rules claim, in the order of the source; tied weights once.
         skipped: what they do not, and why.
         identify: computes `fingerprint` and `guard`; only asked where findings are kept, so that listing stays cheap.
+        config: what the checkpoint says of the model, in the words of a Hugging Face ``config.json``; empty if nothing.
+        root: the file or folder on this machine, also where ``path`` is a hub id; None for what lives in memory.
     """
 
     path: str
@@ -271,6 +297,8 @@ class Source:
     weights: tuple[Weight, ...]
     skipped: tuple[Skipped, ...]
     identify: Callable[[], tuple[str, str]] = field(repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    root: Path | None = None
 
     def __repr__(self) -> str:
         """Say what it is in one line."""

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from netspectra.errors import NotDecomposable
 from netspectra.linalg.gram import gram_spectrum
+from netspectra.linalg.lapack import gram_update_
 from netspectra.linalg.matrix import as_matrix, binary_exponent, dtype_name, widen
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.linalg.triangle import svd_bound
-from netspectra.linalg.values import WIDE, flagged, rescaled, svdvals, tall_spectrum
+from netspectra.linalg.values import ELONGATED, WIDE, flagged, rescaled, svdvals, tall_spectrum
 
 __all__ = ["svdvals_batch"]
 
 LARGEST = 128  # short sides beyond this gain nothing from a batch
 LONGEST = 1024  # longer sums need the care of the chunked routes
 SLAB_BYTES = 64 << 20
-SQUARE = 1.5  # aspect from which the Gram matrix pays, whatever the size
-GRAM_FROM = {False: 64, True: 80}  # short side from which it pays for squares, real and complex
+GRAM_FROM = 16  # short side from which the Gram matrix pays for squares
+ONE_BY_ONE_FROM = 48  # short side from which half the work is worth a call a matrix
 
 
 def svdvals_batch(
@@ -30,9 +31,9 @@ def svdvals_batch(
 ) -> list[Spectrum]:
     """The spectrum of each of g matrices in a tensor (g, m, n), small ones decomposed together.
 
-    Short sides above 128 go one by one through `svdvals`. Below, elongated and larger matrices by batched float64 Gram
-    matrices; those whose bound misses ``accuracy``, and all the others, by batched float64 SVD. Every matrix is scaled
-    by its own power of two, so one of them may be 1e30 times another.
+    Short sides above 128 go one by one through `svdvals`. Those from 16 on, and elongated ones, by float64 Gram
+    matrices; small squares, those stored in float64, and those whose bound misses ``accuracy``, by batched float64
+    SVD. No matrix sees the size of another: one of them may be 1e30 times the next.
 
     Args:
         A: (g, m, n), as `svdvals` takes them.
@@ -52,10 +53,9 @@ def svdvals_batch(
     if min(m, n) == 0 or min(m, n) > LARGEST or max(m, n) > LONGEST or g == 0:
         return [_single(matrix, accuracy, stored) for matrix in A]
     per_slab = max(1, SLAB_BYTES // (8 * m * n))
-    tall = A if m >= n else A.mT
     found: list[Spectrum] = []
     for start in range(0, g, per_slab):
-        found += _slab(tall[start : start + per_slab], (m, n), accuracy, start, stored or dtype_name(A.dtype))
+        found += _slab(A[start : start + per_slab], accuracy, start, stored or dtype_name(A.dtype))
     return found
 
 
@@ -68,26 +68,28 @@ def _single(matrix: Tensor, accuracy: float, stored: str) -> Spectrum:
     return rescaled(tall_spectrum(matrix if m >= n else matrix.mT, exponent, accuracy, stored), exponent, (m, n), 0.0)
 
 
-def _slab(A: Tensor, shape: tuple[int, int], accuracy: float, first: int, name: str) -> list[Spectrum]:
-    """Spectra of a few tall matrices."""
+def _slab(A: Tensor, accuracy: float, first: int, name: str) -> list[Spectrum]:
+    """Spectra of a few matrices."""
     started = time.perf_counter()
-    m, n = A.shape[1:]
-    wide = widen(A)
-    parts = torch.view_as_real(wide) if wide.is_complex() else wide
-    tops = parts.abs().flatten(1).amax(1).cpu().numpy()
-    for i in np.flatnonzero(~np.isfinite(tops)):
-        raise NotDecomposable(f"matrix {first + int(i)} of the batch contains NaN or Inf")
+    wide = widen(A).contiguous()
+    short, long = sorted(wide.shape[1:])
+    if name not in WIDE and (short >= GRAM_FROM or long >= ELONGATED * short):
+        return _by_gram(wide, name, accuracy, first)
+    low, high = torch.aminmax((torch.view_as_real(wide) if wide.is_complex() else wide).flatten(1), dim=1)
+    tops = torch.maximum(high, -low).cpu().numpy()
+    _finite(tops, first)
+    if name not in WIDE:  # numbers of 32 bits or fewer have squares that float64 holds as they are
+        return _by_svd(wide, name)
     exponents = np.frexp(tops)[1]
-    wide = _times_power(wide, -exponents)
-    spectra: list[Spectrum | None] = [None] * len(A)
-    if (m >= SQUARE * n or n >= GRAM_FROM[A.is_complex()]) and name not in WIDE:
-        spectra = list(_by_gram(wide, name, accuracy))
-    rest = [i for i, s in enumerate(spectra) if s is None]
-    if rest:
-        for i, spectrum in zip(rest, _by_svd(wide[rest] if len(rest) < len(A) else wide, name), strict=True):
-            spectra[i] = spectrum
+    scaled = _by_svd(_times_power(wide, -exponents), name)
     seconds = (time.perf_counter() - started) / len(A)
-    return [rescaled(s, int(e), shape, seconds) for s, e in zip(spectra, exponents, strict=True) if s is not None]
+    return [rescaled(s, int(e), s.shape, seconds) for s, e in zip(scaled, exponents, strict=True)]
+
+
+def _finite(sizes: np.ndarray, first: int) -> None:
+    """Refuse the first matrix whose size is no number: no LAPACK routine may see it."""
+    for i in np.flatnonzero(~np.isfinite(sizes)):
+        raise NotDecomposable(f"matrix {first + int(i)} of the batch contains NaN or Inf")
 
 
 def _times_power(wide: Tensor, exponents: np.ndarray) -> Tensor:
@@ -98,26 +100,51 @@ def _times_power(wide: Tensor, exponents: np.ndarray) -> Tensor:
     return wide
 
 
-def _by_gram(wide: Tensor, name: str, accuracy: float) -> list[Spectrum | None]:
-    """By batched Gram matrices; None where the bound misses the accuracy."""
+def _by_gram(wide: Tensor, name: str, accuracy: float, first: int) -> list[Spectrum]:
+    """By batched Gram matrices, and by SVD where the bound misses the accuracy."""
+    started = time.perf_counter()
     m, n = wide.shape[1:]
-    G = wide.mH @ wide
-    totals = G.diagonal(dim1=1, dim2=2).real.sum(1).tolist()
-    lams = torch.linalg.eigvalsh(G).flip(1).cpu().numpy()
-    found: list[Spectrum | None] = []
-    for lam, total in zip(lams, totals, strict=True):
-        values, error, _ = gram_spectrum(m, n, lam, total)
-        spectrum = Spectrum(values, (m, n), total, error, dtype=name, route="float64 Gram, batched")
-        found.append(None if flagged(spectrum, accuracy) else spectrum)
+    G = _grams(wide)
+    totals = G.diagonal(dim1=1, dim2=2).real.sum(1).cpu().numpy()
+    _finite(totals, first)
+    if G.is_complex() and G.device.type == "cpu":
+        lam = np.linalg.eigvalsh(G.numpy())[:, ::-1]
+    else:
+        lam = torch.linalg.eigvalsh(G).flip(1).cpu().numpy()
+    values, error, _ = gram_spectrum(max(m, n), min(m, n), lam, totals)
+    seconds = (time.perf_counter() - started) / len(wide)
+    found = [
+        Spectrum(v, (m, n), total, e, dtype=name, route="float64 Gram, batched", seconds=seconds)
+        for v, e, total in zip(values, error, totals.tolist(), strict=True)
+    ]
+    missed = [int(i) for i in np.flatnonzero((error > accuracy * values).any(1)) if flagged(found[i], accuracy)]
+    if missed:
+        for i, spectrum in zip(missed, _by_svd(wide[missed], name), strict=True):
+            found[i] = spectrum
     return found
+
+
+def _grams(wide: Tensor) -> Tensor:
+    """Gram matrices of the short side, at least their lower triangles."""
+    g, m, n = wide.shape
+    short = min(m, n)
+    if wide.device.type != "cpu" or short < ONE_BY_ONE_FROM:
+        return wide.mH @ wide if m >= n else wide @ wide.mH
+    G = torch.empty((g, short, short), dtype=wide.dtype)
+    for C, X in zip(G.numpy(), wide.numpy(), strict=True):
+        gram_update_(C, X, of_rows=m < n)
+    return G
 
 
 def _by_svd(wide: Tensor, name: str) -> list[Spectrum]:
     """By batched float64 SVD."""
+    started = time.perf_counter()
     m, n = wide.shape[1:]
-    found = []
-    for values in torch.linalg.svdvals(wide).cpu().numpy():
-        error = np.full(n, svd_bound(n, float(values[0])))
-        total = float(np.sum(values**2))
-        found.append(Spectrum(values.copy(), (m, n), total, error, dtype=name, route="float64 SVD, batched"))
-    return found
+    values = torch.linalg.svdvals(wide if m >= n else wide.mT.contiguous()).cpu().numpy()
+    error = np.repeat(svd_bound(min(m, n), 1.0) * values[:, :1], min(m, n), axis=1)
+    totals = np.square(values).sum(1).tolist()
+    seconds = (time.perf_counter() - started) / len(wide)
+    return [
+        Spectrum(v, (m, n), total, e, dtype=name, route="float64 SVD, batched", seconds=seconds)
+        for v, e, total in zip(values, error, totals, strict=True)
+    ]

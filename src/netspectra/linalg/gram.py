@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netspectra.linalg.matrix import U64, row_chunks, widen
+from netspectra.linalg.lapack import gram_update_
+from netspectra.linalg.matrix import U64, wide_chunks
 
-__all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum"]
+__all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum", "reducible", "square"]
 
-BLOCK = 512  # columns a tile of the lower triangle
-OPENBLAS_BELOW = 1152  # from here on torch's LAPACK is faster than numpy's
+REDUCED_FROM = 128  # below, numpy needs fewer calls
+REDUCED_UP_TO = 2304  # from here on torch's own reduction is faster, though it gives no vectors
+OPENBLAS_BELOW = 1152  # complex: from here on torch's LAPACK is faster than numpy's
 
 
 def gram(A: Tensor, exponent: int = 0) -> Tensor:
     """Lower triangle of (2^-exponent A)^H (2^-exponent A) in float64; what stands above the diagonal is undefined.
 
-    Row chunks are widened one at a time, and only tiles on and below the diagonal are multiplied: half the work of a
+    Row chunks are widened one at a time, and on the CPU only the lower triangle is computed: half the work of a
     general product, 8 n^2 bytes and one chunk beside the input.
 
     Args:
@@ -32,25 +34,23 @@ def gram(A: Tensor, exponent: int = 0) -> Tensor:
             [ 2., 13.]], dtype=torch.float64)
     """
     n = A.shape[1]
-    total: Tensor | None = None
-    for chunk in row_chunks(A):
-        wide = widen(chunk, exponent)
-        if total is None and chunk.shape[0] == A.shape[0] and n <= OPENBLAS_BELOW:
-            return _square(wide)
-        if total is None:
-            total = torch.zeros((n, n), dtype=wide.dtype, device=wide.device)
-        for start in range(0, n, BLOCK):
-            stop = min(n, start + BLOCK)
-            tile = wide[:, start:stop]
-            total[start:stop, start:stop] += _square(tile)
-            if start:
-                total[start:stop, :start].addmm_(tile.mH, wide[:, :start])
-    if total is None:
-        return torch.zeros((n, n), dtype=torch.complex128 if A.is_complex() else torch.float64, device=A.device)
+    total = torch.zeros((n, n), dtype=torch.complex128 if A.is_complex() else torch.float64, device=A.device)
+    first = True
+    for wide in wide_chunks(A, exponent):
+        if total.device.type == "cpu":
+            gram_update_(total.numpy(), wide.numpy(), add=not first)
+        else:
+            total.addmm_(wide.mH, wide)
+        first = False
     return total
 
 
-def _square(X: Tensor) -> Tensor:
+def reducible(G: Tensor) -> bool:
+    """Whether `lapack.tridiagonal_` is the fastest way to the eigenvalues."""
+    return G.device.type == "cpu" and not G.is_complex() and REDUCED_FROM <= len(G) <= REDUCED_UP_TO
+
+
+def square(X: Tensor) -> Tensor:
     """X^H X; on the CPU by numpy, which recognises the symmetry of a real product and does half the work."""
     if X.device.type != "cpu" or X.is_complex():
         return X.mH @ X
@@ -60,12 +60,13 @@ def _square(X: Tensor) -> Tensor:
 
 def eigenvalues(G: Tensor) -> np.ndarray:
     """Eigenvalues of a Hermitian matrix held in its lower triangle, descending, by whichever library is faster."""
-    if G.device.type == "cpu" and G.shape[0] < OPENBLAS_BELOW and not G.is_complex():
+    below = REDUCED_FROM if not G.is_complex() else OPENBLAS_BELOW
+    if G.device.type == "cpu" and len(G) < below:
         return np.linalg.eigvalsh(G.numpy())[::-1].copy()
     return torch.linalg.eigvalsh(G).cpu().numpy()[::-1].copy()
 
 
-def eigenvalue_bound(m: int, n: int, top: float, frobenius2: float) -> float:
+def eigenvalue_bound(m: int, n: int, top: np.ndarray | float, frobenius2: np.ndarray | float) -> np.ndarray | float:
     """How far an eigenvalue of the computed Gram matrix may be from the squared singular value.
 
         delta = u ((12 sqrt(n) + 64 + m / 256) lambda_1 + 2 ||A||_F^2),    u = 2^-53
@@ -82,15 +83,18 @@ def eigenvalue_bound(m: int, n: int, top: float, frobenius2: float) -> float:
     return ((12 * math.sqrt(n) + 64 + m / 256) * top + 2 * frobenius2) * U64
 
 
-def gram_spectrum(m: int, n: int, lam: np.ndarray, frobenius2: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Singular values, their error bounds and delta, from eigenvalues in descending order.
+def gram_spectrum(
+    m: int, n: int, lam: np.ndarray, frobenius2: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular values, their error bounds and delta, from eigenvalues in descending order; of a batch in its last axis.
 
     If |lambda - sigma^2| <= delta then |sqrt(lambda) - sigma| <= min(delta / sqrt(lambda), sqrt(delta)); and where
     lambda > delta, sqrt(lambda) - sqrt(lambda - delta) is sharper, close to delta / (2 sigma).
     """
-    delta = eigenvalue_bound(m, n, float(lam[0]), frobenius2)
+    delta = np.asarray(eigenvalue_bound(m, n, lam[..., 0], frobenius2))
+    d = delta[..., None]
     kept = np.maximum(lam, 0.0)
     values = np.sqrt(kept)
-    below = values + np.sqrt(np.maximum(kept - delta, 0.0))
-    error = np.where(lam > delta, delta / np.maximum(below, 1e-300), math.sqrt(2 * delta))
+    below = values + np.sqrt(np.maximum(kept - d, 0.0))
+    error = np.where(lam > d, d / np.maximum(below, 1e-300), np.sqrt(2 * d))
     return values, error + 4 * U64 * values, delta

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from netspectra.errors import NotDecomposable
 
-__all__ = ["CHUNK_BYTES", "U64", "as_matrix", "binary_exponent", "dtype_name", "row_chunks", "widen"]
+__all__ = ["CHUNK_BYTES", "U64", "as_matrix", "binary_exponent", "dtype_name", "row_chunks", "wide_chunks", "widen"]
 
 U64 = 2.0**-53
 CHUNK_BYTES = 32 << 20
@@ -95,3 +95,27 @@ def row_chunks(A: Tensor, at_least: int = 256) -> Iterator[Tensor]:
     rows = max(at_least, CHUNK_BYTES // (8 * max(1, A[:1].numel())))
     for start in range(0, A.shape[0], rows):
         yield A[start : start + rows]
+
+
+def wide_chunks(A: Tensor, exponent: int = 0, size: int = 0, at_least: int = 256) -> Iterator[Tensor]:
+    """Consecutive rows of 2^-exponent A in float64 (complex128), all in the same memory: use one, then the next.
+
+    Fresh memory costs more than the conversion: the system has to clear every page of it.
+
+    Args:
+        A: (m, n), any float or complex dtype.
+        exponent: the power of two to divide by.
+        size: bytes of a chunk, by default `CHUNK_BYTES`.
+        at_least: rows that a chunk has whatever its size.
+    """
+    m, n = A.shape
+    rows = min(m, max(at_least, (size or CHUNK_BYTES) // (8 * max(1, n))))
+    buffer = torch.empty((rows, n), dtype=torch.complex128 if A.is_complex() else torch.float64, device=A.device)
+    half = exponent // 2
+    for start in range(0, m, max(1, rows)):
+        chunk = A[start : start + rows]
+        wide = buffer[: len(chunk)].copy_(chunk)
+        for part in (exponent,) if abs(exponent) < 1000 else (half, exponent - half):
+            if part:
+                wide.mul_(2.0**-part)
+        yield wide

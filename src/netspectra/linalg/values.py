@@ -12,16 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netspectra.linalg.gram import eigenvalues, gram, gram_spectrum
+from netspectra.errors import NotDecomposable
+from netspectra.linalg.gram import eigenvalues, gram, gram_spectrum, reducible
+from netspectra.linalg.lapack import tridiagonal_
 from netspectra.linalg.matrix import U64, as_matrix, binary_exponent, dtype_name, row_chunks, widen
 from netspectra.linalg.spectrum import Spectrum
-from netspectra.linalg.tail import Tail, polish, tail_size
+from netspectra.linalg.tail import Tail, polish, start_by_cholesky, start_in_tridiagonal, tail_size
 from netspectra.linalg.threads import threads
-from netspectra.linalg.triangle import stable_svdvals
+from netspectra.linalg.triangle import stable_svdvals, svd_bound
 
 __all__ = ["svdvals", "union"]
 
-DIRECT = 64  # up to this short side a float64 SVD is about as fast as the Gram matrix
+DIRECT = 32  # up to this short side a float64 SVD is about as fast as the Gram matrix
+ELONGATED = 2.0  # aspect from which the Gram matrix pays whatever the size
+SMALL = (128, 1024)  # sides up to which what surrounds the two library calls is worth sparing
 WIDE = ("float64", "complex128")
 POLISH_FROM = {False: 320, True: 128}  # real, complex: below it recomputing the matrix is cheaper than polishing
 LARGEST_TAIL = 1 / 8  # share of the values beyond which the whole matrix is recomputed
@@ -38,7 +42,7 @@ def svdvals(
 
     Routes, told in ``Spectrum.route``; the choice depends on shape, dtype and, for the last two, on the spectrum:
 
-    - ``float64 SVD``: short sides up to 64, and matrices stored in float64 or complex128;
+    - ``float64 SVD``: short sides up to 32, and matrices stored in float64 or complex128;
     - ``float64 Gram``: square roots of the eigenvalues of the float64 Gram matrix on the short side;
     - ``float64 Gram, k polished``: the k smallest values, too blurred by squaring, are found again in A itself;
     - ``float64 SVD`` also where more than an eighth of the values would need polishing.
@@ -69,6 +73,8 @@ def svdvals(
     A = as_matrix(A, device)
     m, n = A.shape
     name = dtype_name(A.dtype)
+    if A.device.type == "cpu" and 1 < min(m, n) <= SMALL[0] and max(m, n) <= SMALL[1] and name not in WIDE:
+        return _small(A.to(torch.complex128 if A.is_complex() else torch.float64).numpy(), name, accuracy, started)
     with threads(max_threads) if max_threads else contextlib.nullcontext():
         exponent = binary_exponent(A)
         if exponent is None:
@@ -77,6 +83,28 @@ def svdvals(
             return Spectrum(zero, (m, n), 0.0, zero.copy(), dtype=name, route=route)
         scaled = tall_spectrum(A if m >= n else A.mT, exponent, accuracy, name)
     return rescaled(scaled, exponent, (m, n), time.perf_counter() - started)
+
+
+def _small(x: np.ndarray, dtype: str, accuracy: float, started: float) -> Spectrum:
+    """Few numbers of 32 bits or fewer: float64 holds their squares unscaled, and numpy is the shortest way to LAPACK."""
+    m, n = max(x.shape), min(x.shape)
+    frobenius2 = float(np.vdot(x, x).real)
+    if not math.isfinite(frobenius2):
+        raise NotDecomposable("contains NaN or Inf")
+    if frobenius2 == 0.0:
+        return Spectrum(np.zeros(n), x.shape, 0.0, np.zeros(n), dtype=dtype, route="zero")
+    if n > DIRECT or m >= ELONGATED * n:
+        adjoint = x.conj().T
+        G = adjoint @ x if len(x) == m else x @ adjoint
+        values, error, _ = gram_spectrum(m, n, np.linalg.eigvalsh(G)[::-1], frobenius2)
+        spectrum = Spectrum(values, x.shape, frobenius2, error, dtype=dtype, route="float64 Gram",
+                            seconds=time.perf_counter() - started)  # fmt: skip
+        if error[-1] <= accuracy * values[-1] or not flagged(spectrum, accuracy):
+            return spectrum
+    values = np.linalg.svd(x, compute_uv=False)
+    error = np.full(n, svd_bound(n, float(values[0])))
+    return Spectrum(values, x.shape, frobenius2, error, dtype=dtype, route="float64 SVD",
+                    seconds=time.perf_counter() - started)  # fmt: skip
 
 
 def rescaled(spectrum: Spectrum, exponent: int, shape: tuple[int, int], seconds: float) -> Spectrum:
@@ -124,8 +152,10 @@ def tall_spectrum(A: Tensor, exponent: int, accuracy: float, dtype: str) -> Spec
         return _stable(A, exponent, dtype)
     G = gram(A, exponent)
     frobenius2 = float(G.diagonal().real.sum())
-    lam = eigenvalues(G)
-    values, error, delta = gram_spectrum(m, n, lam, frobenius2)
+    T = tridiagonal_(G.numpy()) if reducible(G) else None
+    lam = T.eigenvalues() if T else eigenvalues(G)
+    values, error, deltas = gram_spectrum(m, n, lam, frobenius2)
+    delta = float(deltas)
     spectrum = Spectrum(values, (m, n), frobenius2, error, dtype=dtype, route="float64 Gram")
     count = flagged(spectrum, accuracy)
     if not count:
@@ -135,10 +165,11 @@ def tall_spectrum(A: Tensor, exponent: int, accuracy: float, dtype: str) -> Spec
         def enough(tail: Tail) -> bool:
             return not flagged(_with_tail(spectrum, tail), accuracy)
 
-        tail = polish(A, exponent, G, lam, size, delta, enough)
+        start = start_in_tridiagonal(T, size, delta) if T else start_by_cholesky(G, lam, size, delta)
+        tail = polish(A, exponent, start, lam, size, delta, enough) if start else None
         if tail is not None and enough(tail):
             return _with_tail(spectrum, tail)
-    del G
+    del G, T
     return _stable(A, exponent, dtype)
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DIGITS", "decimate", "index_grid", "points_for", "rounded"]
+__all__ = ["DIGITS", "decimate", "density", "index_grid", "points_for", "rounded"]
 
 POINTS = 250
 FEWEST = 64
 BUDGET = 120_000
 DIGITS = 5
+MOST_BINS = 60
+BEYOND = 2.5  # times the edge of the noise bulk: as far as a histogram goes
 
 
 def points_for(curves: int) -> int:
@@ -80,3 +82,27 @@ def decimate(
         if missing:
             grid = tuple(sorted({*grid, *missing}))
     return grid, [rounded(float(sigma[i])) for i in grid]
+
+
+def density(values: Sequence[Any] | np.ndarray | None, edge: float | None) -> dict[str, Any] | None:
+    """A histogram of all the values, from 0 on: where it ends, the counts, and how many values lie beyond.
+
+    It reaches to the largest value, but no further than 2.5 times the ``edge`` of the noise bulk: a spike ten times
+    as large would press the bulk into one bin. None where nothing is above zero.
+
+    >>> density([3.0, 2.0, 1.0, 0.5] * 4, None)
+    {'to': 3, 'counts': [0, 4, 4, 0, 4, 4], 'beyond': 0}
+    >>> density([9.0] + [1.0] * 8, 1.0)
+    {'to': 2.5, 'counts': [0, 0, 8, 0, 0, 0], 'beyond': 1}
+    """
+    sigma = np.array([np.nan if v is None else v for v in ([] if values is None else values)], dtype=float)
+    sigma = sigma[np.isfinite(sigma)]
+    top = float(sigma.max()) if sigma.size else 0.0
+    if top <= 0:
+        return None
+    end = rounded(top if edge is None or edge <= 0 else min(top, BEYOND * edge)) or top
+    bins = max(6, min(MOST_BINS, round(1.6 * np.sqrt(sigma.size))))
+    # the end is rounded for display: what it cuts off by that is still in the last bin
+    inside = np.minimum(sigma[sigma <= end * (1 + 10.0 ** (1 - DIGITS))], end)
+    counts, _ = np.histogram(inside / end, bins=bins, range=(0.0, 1.0))
+    return {"to": end, "counts": counts.tolist(), "beyond": int(sigma.size - inside.size)}

@@ -13,23 +13,30 @@ from typing import Any
 
 from netspectra.report.payload import payload
 
-__all__ = ["content_policy", "encode", "render"]
+__all__ = ["asset", "content_policy", "encode", "render"]
 
 # In this order they are one script: what is defined above is used below.
 SCRIPTS = (
     "text.js",
+    "theme.js",
     "data.js",
     "plots.js",
+    "trends.js",
     "overview.js",
     "table.js",
     "spectra.js",
+    "reading.js",
     "depth.js",
+    "geometry.js",
+    "geometries.js",
     "details.js",
     "page.js",
 )
 
 
-def render(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) -> str:
+def render(
+    document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]], geometry: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """One complete, self-contained HTML page of an analysis.
 
     The page loads nothing, runs only its own script and the charts' library (their hashes are in its content
@@ -39,16 +46,17 @@ def render(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) -
     Args:
         document: the JSON of an analysis (schema 1).
         glossary: what each metric means; entries with name, title, formula, meaning, reference, range.
+        geometry: of chosen weights, each as `Geometry.to_dict` gives it; without any the page has no such section.
     """
     from plotly.offline import get_plotlyjs
 
-    script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
-    style = _asset("report.css")
+    script = '(() => {\n"use strict";\n' + "\n".join(asset(name) for name in SCRIPTS) + "\n})();\n"
+    style = asset("report.css")
     library = get_plotlyjs()
-    return Template(_asset("report.html")).substitute(
+    return Template(asset("report.html")).substitute(
         policy=content_policy(scripts=(script, library), styles=(style, "")),
         style=style,
-        data=encode(payload(document, glossary)),
+        data=encode(payload(document, glossary, geometry)),
         script=script,
         library=library,
         stand_ins="".join(f'<template id="{name}"></template>' for name in guarded_styles(library)),
@@ -93,5 +101,6 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of one of the page's parts."""
     return files("netspectra.report").joinpath("assets", name).read_text(encoding="utf-8").replace("\r\n", "\n")

@@ -8,20 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from netspectra.report.curves import decimate, points_for, rounded
+from netspectra.report.curves import decimate, density, points_for, rounded
 
-__all__ = ["payload"]
+__all__ = ["SCENE_DEPTH", "payload", "plain"]
 
 METRIC_DIGITS = 7
 DEPTH = 6
+SCENE_DEPTH = 8
 
 
-def payload(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def payload(
+    document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]], geometry: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Everything the page shows: spectra decimated and on shared index grids, metrics by position.
 
     Args:
         document: the JSON of an analysis (schema 1).
         glossary: entries with name, title, formula, meaning, reference, range.
+        geometry: of chosen weights, each as `Geometry.to_dict` gives it.
     """
     weights: Sequence[Mapping[str, Any]] = document.get("weights") or []
     names = _metric_names(weights, glossary)
@@ -40,6 +44,7 @@ def payload(document: Mapping[str, Any], glossary: Sequence[Mapping[str, str]]) 
         "skipped": [
             [_text(s.get("name")), plain(s.get("shape")), _text(s.get("reason"))] for s in document.get("skipped") or []
         ],
+        "geometry": [plain(each, SCENE_DEPTH) for each in geometry],
     }
 
 
@@ -64,6 +69,10 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _metric_names(weights: Sequence[Mapping[str, Any]], glossary: Sequence[Mapping[str, str]]) -> list[str]:
     """Names of the metrics that occur: in the order of the glossary, then as they come."""
     found = dict.fromkeys(name for weight in weights for name in weight.get("metrics") or {})
@@ -83,11 +92,12 @@ def _row(
         "parameters": plain(weight.get("parameters")),
         "spectrum": _spectrum(weight.get("spectrum") or {}, grids, points),
         "metrics": [plain(metrics.get(name)) for name in names],
+        "density": density((weight.get("spectrum") or {}).get("values"), _number(metrics.get("mp_edge"))),
     }
     if operator := weight.get("operator"):
         extra = {k: plain(v) for k, v in operator.items() if k not in ("values", "error", "how")}
         row["operator"] = {**_spectrum(operator, grids, points), "extra": extra}
-    for key in ("aliases", "verdicts", "notes", "delta"):
+    for key in ("aliases", "verdicts", "notes", "delta", "details"):
         if weight.get(key):
             row[key] = plain(weight[key])
     return row

@@ -109,7 +109,7 @@ def _open_path(origin: Path | str) -> Source:
                 config = reader.config(path)
                 weights, skipped = view(tensors, Context(config=config))
             identify = partial(_identify, reader, path, tensors, _decoding(config))
-            return Source(str(origin), reader.name, tensors, tuple(weights), tuple(skipped), identify)
+            return Source(str(origin), reader.name, tensors, tuple(weights), tuple(skipped), identify, config, path)
     refuse(path, _diagnosis(path))
 
 

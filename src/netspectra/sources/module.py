@@ -19,23 +19,11 @@ from torch.nn.utils.weight_norm import WeightNorm
 from netspectra.errors import InputRefused
 from netspectra.sources.guard import GUARD
 from netspectra.views import Context, view
-from netspectra.weight import Index, Loader, Source, TensorRef
+from netspectra.weight import Index, InMemory, Loader, Source, TensorRef
 
 __all__ = ["open_mapping", "open_module"]
 
 SAMPLE = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class LiveTensor:
-    """A tensor in memory, as a `netspectra.weight.Loader`."""
-
-    tensor: Tensor
-
-    def __call__(self, index: Index = ()) -> Tensor:
-        """Give ``tensor[index]``, a view without a gradient."""
-        found = self.tensor.detach()
-        return found[index] if index else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +134,8 @@ def _ref(name: str, tensor: Tensor, facts: Mapping[str, Any]) -> TensorRef:
     GUARD.name(Path("the model"), name)
     problem = _problem(tensor)
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-        return TensorRef(name, (), _dtype(tensor), LiveTensor(tensor), facts, None, problem)
-    return TensorRef(name, tuple(tensor.shape), _dtype(tensor), LiveTensor(tensor), facts, _identity(tensor), problem)
+        return TensorRef(name, (), _dtype(tensor), InMemory(tensor), facts, None, problem)
+    return TensorRef(name, tuple(tensor.shape), _dtype(tensor), InMemory(tensor), facts, _identity(tensor), problem)
 
 
 def _identity(tensor: Tensor) -> Hashable:

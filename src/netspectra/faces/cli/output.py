@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netspectra.errors import EnvironmentFailure, InputRefused
 
@@ -33,9 +34,10 @@ def writable(*targets: Path | str | None) -> None:
             raise EnvironmentFailure(f"{path}: the folder {folder} is not writable")
 
 
-def export(found: Analysis, html: Out, json_out: Out, csv: Out) -> None:
-    """Write the exports that were asked for."""
-    for target, text in ((html, found.to_html), (json_out, found.to_json), (csv, found.to_csv)):
+def export(found: Analysis, html: Out, json_out: Out, csv: Out, *, geometry: Sequence[Any] = ()) -> None:
+    """Write the exports that were asked for; ``geometry`` goes into the report."""
+    writers = (html, lambda: found.to_html(geometry)), (json_out, found.to_json), (csv, found.to_csv)
+    for target, text in writers:
         if target is not None:
             write(target, text())
 

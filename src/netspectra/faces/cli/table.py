@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import Counter
@@ -21,8 +22,18 @@ from netspectra.weight import ITEMSIZE, Source
 
 if TYPE_CHECKING:
     from netspectra.faces.cli.forecast import Forecast
+    from netspectra.plan import Plan
 
-__all__ = ["contents", "middle", "show_analysis", "show_formats", "show_metrics", "show_source"]
+__all__ = [
+    "contents",
+    "middle",
+    "show_analysis",
+    "show_formats",
+    "show_metrics",
+    "show_plan",
+    "show_source",
+    "terminal",
+]
 
 STYLE: dict[Level, str] = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "bold red"}
 # Columns of the table, the first to be dropped in a narrow window last.
@@ -38,7 +49,7 @@ COLUMNS = {
 NAME = 28
 
 
-def _console() -> Console:
+def terminal() -> Console:
     """Colours and width of the terminal; unlimited width where output is no terminal and COLUMNS is not set."""
     console = Console(highlight=False, emoji=False)
     if not sys.stdout.isatty() and "COLUMNS" not in console._environ:
@@ -85,7 +96,7 @@ def number(value: Value | None) -> str:
 
 def show_analysis(found: Analysis, *, verbose: bool = False) -> None:
     """Print the table of weights, then what stands out."""
-    console = _console()
+    console = terminal()
     source = found.source
     console.print(
         f"{printable(str(source['path']))}: {_plural(len(found), 'weight')}, "
@@ -97,11 +108,15 @@ def show_analysis(found: Analysis, *, verbose: bool = False) -> None:
     if len(found) + sum(not s.routine for s in found.skipped) < found.expected:
         console.print(f"unfinished: {len(found)} of {found.expected} weights", style="yellow")
     console.print(_table(found, console.width, verbose))
+    if len(found) > 1:
+        _over_all(console, found)
+        _with_depth(console, found)
     _stands_out(console, found)
     _skipped(console, found, verbose)
 
 
 GAP = 2
+CHANGE = 1.5  # times, from the first layer to the last
 
 
 def _table(found: Analysis, width: int, verbose: bool) -> Table:
@@ -145,6 +160,40 @@ def _drawn(found: Analysis, columns: Mapping[str, list[str]], left: int) -> Tabl
         row = [Text(cells[position]) for cells in columns.values()]
         table.add_row(Text(middle(record.name, left)), *row, _verdicts(record))
     return table
+
+
+def _over_all(console: Console, found: Analysis) -> None:
+    """The main metrics over all weights: what is unknown is counted, not averaged in."""
+    table = _framed()
+    heads = ("over all weights", "median", "mean by size", "smallest", "largest", "known")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    usual = all(name in found.aggregates for name in COLUMNS)
+    for name in (*COLUMNS, "alpha") if usual else found.metric_names:
+        one = found.aggregates.get(name)
+        if one is None or one.smallest is None or one.largest is None:
+            continue
+        at_least = "≥ " if one.bounds else ""
+        numbers = (one.median, one.weighted_mean, one.smallest[0], one.largest[0])
+        cells = [number(Value(x)) if x is not None else "-" for x in numbers]
+        known = f"{one.known} of {one.known + one.unknown}" + f", {one.bounds} at least" * bool(one.bounds)
+        title = COLUMNS.get(name, name.replace(RELATIVE_ERROR, "error k="))
+        table.add_row(title, cells[0], at_least + cells[1], cells[2], at_least + cells[3], known)
+    if table.row_count:
+        console.print()
+        console.print(table)
+
+
+def _with_depth(console: Console, found: Analysis) -> None:
+    """The strongest changes from the first layer to the last, if they are beyond chance and more than a little."""
+    chance = 0.01 / max(len(found.trends), 1)
+    told = [t for t in found.trends if t.p < chance and max(t.first, t.last) > CHANGE * min(t.first, t.last)]
+    told.sort(key=lambda t: -abs(math.log(t.last / t.first)))
+    for t in told[:3]:
+        line = f"with depth: {t.metric} of {printable(t.role)} goes {number(Value(t.first))} → {number(Value(t.last))}"
+        console.print(Text(f"{line} over {t.layers} layers (τ {t.tau:.2f})"), soft_wrap=True)
+    if len(told) > 3:
+        console.print(Text(f"with depth: {len(told) - 3} more trends in the JSON's summary", style="dim"))
 
 
 def _spoken(record: Record) -> list[Verdict]:
@@ -250,7 +299,7 @@ def contents(source: Source, estimate: Forecast) -> dict[str, Any]:
 
 def show_source(source: Source, estimate: Forecast, *, verbose: bool = False) -> None:
     """Print what a source holds."""
-    console = _console()
+    console = terminal()
     size = sum(ref.numel * ITEMSIZE.get(ref.dtype, 0) for ref in source.tensors)
     console.print(
         f"{printable(source.path)}: {source.format}, {_plural(len(source.tensors), 'tensor')}, "
@@ -293,7 +342,7 @@ def _skipped_tensors(console: Console, source: Source, verbose: bool) -> None:
 
 def show_metrics(entries: Sequence[Mapping[str, str]]) -> None:
     """Print the glossary of metrics."""
-    console = _console()
+    console = terminal()
     for entry in entries:
         when = " with --thorough" if entry["when"] == "thorough" else ""
         head = Text(entry["name"], style="bold"), Text(entry["formula"], style="cyan")
@@ -308,8 +357,33 @@ def show_formats() -> None:
 
     from netspectra.sources import FORMATS
 
-    console = _console()
+    console = terminal()
     for reader in FORMATS.values():
         ready = all(find_spec(module) is not None for module in reader.needs)
         state = "ready" if ready else f"needs pip install 'netspectra[{reader.extra}]'"
         console.print(f"{reader.name}: {state}", markup=False)
+
+
+def show_plan(plan: Plan) -> None:
+    """What becomes of every site, what held-out data says, and plain rounding beside it."""
+    console = terminal()
+    timed = any(d.before.milliseconds is not None for d in plan)
+    columns = ["layer", "form", "size", "parameters", "kept", "loss", *(["ms"] if timed else [])]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("layer", "form") else "right")
+    alone = [d for d in plan if d.form == "dense"]
+    for d in plan:
+        if d.form == "dense":
+            continue
+        share = d.after.parameters / max(d.before.parameters, 1)
+        cells = [f"{d.after.parameters:,}", f"{share:.0%}", "" if d.loss is None else f"{d.loss:.3g}"]
+        if timed:
+            times = (d.before.milliseconds, d.after.milliseconds)
+            cells.append("" if None in times else f"{times[0]:.2f} -> {times[1]:.2f}")
+        table.add_row(middle(d.site, NAME), d.form, str(d.size), *cells)
+    console.print(table)
+    for reason, count in Counter(d.reason for d in alone).most_common():
+        console.print(f"{count} x {printable(reason)}", style="dim")
+    for line in plan.summary():
+        console.print(line)

@@ -47,12 +47,14 @@ const weights = report.weights.map((raw, index) => ({
   level: Math.max(0, ...(raw.verdicts ?? []).map((verdict) => LEVELS.indexOf(verdict.level))),
 }));
 
-/** One metric of one weight as {value, low, high, note}; value is null where it is not known. */
+/** One metric of one weight as {value, low, high, note, ...details}; value is null where it is not known. */
 function finding(weight, metric) {
   const raw = weight.metrics[metric.index];
-  if (raw === null || typeof raw !== "object") return { value: typeof raw === "number" ? raw : null };
+  const own = weight.details && Object.hasOwn(weight.details, metric.name) ? weight.details[metric.name] : null;
+  const more = own !== null && typeof own === "object" ? own : {};
+  if (raw === null || typeof raw !== "object") return { ...more, value: typeof raw === "number" ? raw : null };
   const value = typeof raw.value === "number" ? raw.value : null;
-  return { ...raw, value, note: raw.note ?? raw.reason ?? raw.why ?? "" };
+  return { ...more, ...raw, value, note: raw.note ?? raw.reason ?? raw.why ?? "" };
 }
 
 /** The number alone, or null. */

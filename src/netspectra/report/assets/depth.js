@@ -104,6 +104,18 @@ const depth = (() => {
     return metric ? [metric.title, (weight) => metricValue(weight, metric)] : [...fromSpectrum.values()][0];
   }
 
+  /** Bars from low to high, where the metric has an interval; null where it has none. */
+  function bars(members, ink) {
+    const metric = metricByName.get(look.metric);
+    const found = members.map((weight) => (metric ? finding(weight, metric) : {}));
+    if (!found.some(({ low, high }) => typeof low === "number" && typeof high === "number")) return null;
+    return {
+      type: "data", symmetric: false, color: faded(ink, 0.45), thickness: 1.2, width: 2,
+      array: found.map(({ value, high }) => (typeof high === "number" ? high - value : 0)),
+      arrayminus: found.map(({ value, low }) => (typeof low === "number" ? value - low : 0)),
+    };
+  }
+
   /** One metric of every weight, a line for each of the larger groups. */
   function single() {
     const [title, read] = reading();
@@ -132,7 +144,7 @@ const depth = (() => {
     return {
       type: "scatter", mode: once && !rest && members.length > 1 ? "lines+markers" : "markers", name,
       x: places, y: members.map(height), customdata: members.map((weight) => weight.index),
-      text: members.map((weight) => `${chartText(weight.name)}<br>${number(read(weight))}`), hoverinfo: "text",
+      text: members.map((weight) => `${chartText(weight.name)}<br>${number(read(weight))}`), hoverinfo: "text", error_y: bars(members, ink),
       line: { color: ink, width: 1.8, dash: DASHES[Math.floor(i / 4) % 4] },
       marker: {
         symbol: SYMBOLS[i % SYMBOLS.length], color: ink, opacity: once ? 1 : 0.7,

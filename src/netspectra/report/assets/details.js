@@ -1,5 +1,8 @@
 // The chosen weights: chips, their spectra on one chart, and all that is known of the current one.
 
+const TOLD_ELSEWHERE = ["value", "low", "high", "note", "reason", "why", "against", "interval"];
+const MOST_FINDINGS = 8;
+
 const details = (() => {
   const panel = document.getElementById("details");
   const look = { logX: true };
@@ -33,6 +36,7 @@ const details = (() => {
       facts(weight), verdictList(weight), noteList(weight),
       el("div", { class: "controls tight" }, check("Log rank", look.logX, (on) => { look.logX = on; charts.refresh(chart); })),
       el("figure", {}, chart, el("figcaption", {}, spectrumNote(weight))),
+      weight.spectrum.quartiles[0] > 0 ? el("p", {}, el("a", { href: "#reading" }, "Bulk and tail of this weight"), geometries.has(weight) ? [" · ", el("a", { href: "#geometry" }, "Geometry")] : null) : null,
       metricTable(weight),
     ].filter(Boolean));
     charts.add(chart, "weight", () => make(weight));
@@ -116,13 +120,14 @@ const details = (() => {
   function metricEntry(weight, metric) {
     const found = finding(weight, metric);
     const share = percentile(metric, found.value);
-    const more = Object.entries(found).filter(([key, value]) => !["value", "low", "high", "note", "reason", "why"].includes(key) && value !== null && value !== "");
+    const plain = Object.entries(found).filter(([key, value]) => !TOLD_ELSEWHERE.includes(key) && value !== null && value !== "");
+    const more = plain.slice(0, MOST_FINDINGS);
     const range = typeof found.low === "number" && typeof found.high === "number" ? `${number(found.low)} to ${number(found.high)}` : "";
     return el("div", {},
       el("dt", {}, metricLink(metric)),
       el("dd", { class: "value" }, number(found.value, 5), range ? el("small", {}, ` ${range}`) : null),
       el("dd", { class: "place" }, share === null ? "" : meter(share)),
-      el("dd", { class: "meaning" }, [found.note && visible(found.note), more.map(([key, value]) => `${visible(key)} ${inline(value)}`).join(", "), metric.entry?.meaning && visible(metric.entry.meaning)].filter(Boolean).map((text) => el("span", {}, text))));
+      el("dd", { class: "meaning" }, [found.note && visible(found.note), more.map(([key, value]) => `${visible(key).replaceAll("_", " ")} ${inline(value)}`).join(", ") + (plain.length > more.length ? ", …" : ""), metric.entry?.meaning && visible(metric.entry.meaning)].filter(Boolean).map((text) => el("span", {}, text))));
   }
 
   /** Where the value lies among all weights, as a line with a mark. */

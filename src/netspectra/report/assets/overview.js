@@ -10,7 +10,7 @@ function drawOverview() {
   document.getElementById("lead").textContent = leadText();
   document.getElementById("figures").append(...figures().map(([term, value, more]) =>
     el("div", {}, el("dt", {}, term), el("dd", {}, value, more ? el("small", {}, more) : null))));
-  if (weights.length > 1) document.getElementById("glance").append(glance());
+  if (weights.length > 1) document.getElementById("glance").append(glance(), trendsPart());
   document.getElementById("findings").append(findings());
   document.getElementById("origin").append(...[skippedPart(), originPart()].filter(Boolean));
 }
@@ -71,15 +71,16 @@ function glance() {
     const sorted = sortedValues(metric);
     const holder = (value) => weights.find((weight) => metricValue(weight, metric) === value);
     return el("tr", {},
-      el("th", { scope: "row" }, metricLink(metric)),
+      el("th", { scope: "row" }, metricLink(metric), sorted.length < weights.length ? el("small", {}, ` ${whole(sorted.length)} of ${whole(weights.length)} known`) : null),
       end(sorted[0], holder(sorted[0])),
       el("td", { class: "strip" }, strip(metric, sorted)),
       end(sorted.at(-1), holder(sorted.at(-1))),
-      el("td", { class: "num" }, number(quantile(sorted, 0.5))));
+      el("td", { class: "num" }, number(quantile(sorted, 0.5))),
+      el("td", { class: "num" }, number(report.summary.metrics?.[metric.name]?.weighted_mean)));
   });
   const head = el("tr", {}, el("th", { scope: "col" }, "Over all weights"), el("th", { scope: "col" }, "Smallest"),
     el("th", { scope: "col" }, "Where they lie (log)"), el("th", { scope: "col" }, "Largest"),
-    el("th", { scope: "col", class: "num" }, "Median"));
+    el("th", { scope: "col", class: "num" }, "Median"), el("th", { scope: "col", class: "num" }, "Mean by size"));
   return el("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "Range of the main metrics" },
     el("table", { class: "glance" }, el("thead", {}, head), el("tbody", {}, rows)));
 }
@@ -175,6 +176,7 @@ function originPart() {
     return entries.length ? el("div", {}, el("h4", {}, title), el("dl", { class: "pairs" }, entries.map(([key, value]) =>
       [el("dt", {}, visible(key)), el("dd", {}, typeof value === "string" ? nameNode(value, 400) : inline(value))]))) : null;
   };
+  const { metrics: aggregates, trends, ...counts } = report.summary;
   return el("details", { class: "fold" }, el("summary", {}, "Source, options and summary"),
-    el("div", { class: "threecol" }, table("Source", report.source), table("Options", report.options), table("Summary", report.summary)));
+    el("div", { class: "threecol" }, table("Source", report.source), table("Options", report.options), table("Summary", counts)));
 }

@@ -1,7 +1,6 @@
 // The page comes to life: text and table at once, charts when they are seen, links into the table, theme, print.
 
 const PAPER_WIDTH = 660;
-const THEMES = ["auto", "light", "dark"];
 
 function drawGlossary() {
   const entries = [
@@ -27,32 +26,6 @@ function followHash() {
   document.getElementById("weights").scrollIntoView();
   line.focus({ preventScroll: true });
 }
-
-const theme = (() => {
-  const root = document.documentElement;
-  const button = document.getElementById("theme");
-  let now = "auto";
-  const apply = (value) => {
-    if (value === "auto") delete root.dataset.theme;
-    else root.dataset.theme = value;
-    charts.refreshAll();
-  };
-  return {
-    start() {
-      button.addEventListener("click", () => {
-        now = THEMES[(THEMES.indexOf(now) + 1) % THEMES.length];
-        button.firstElementChild.textContent = `Theme: ${now}`;
-        button.setAttribute("aria-label", `Colour theme: ${now === "auto" ? "as the system" : now}. Press to change`);
-        apply(now);
-      });
-      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.refreshAll());
-    },
-    /** Light and complete on paper, as before afterwards. */
-    onPaper(printing) {
-      apply(printing ? "light" : now);
-    },
-  };
-})();
 
 function startPrinting() {
   addEventListener("beforeprint", () => {
@@ -105,6 +78,8 @@ function drawPage() {
   drawGlossary();
   document.getElementById("foot").textContent = `Made by netspectra${report.version ? ` ${visible(report.version)}` : ""}. This page is complete in itself and loads nothing.`;
   theme.start();
+  theme.listen(charts.refreshAll);
+  theme.listen(geometries.redraw);
   startPrinting();
   followWidth();
   followSections();
@@ -115,7 +90,9 @@ function drawPage() {
 function drawCharts() {
   const root = document.documentElement;
   spectra.start();
+  reading.start();
   depth.start();
+  geometries.start();
   followHash();
   requestAnimationFrame(() => requestIdleCallback(() => {
     const began = performance.now();

@@ -3,22 +3,6 @@
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star", "pentagon"];
 
-/** A colour of the current theme, as the style sheet names it. */
-function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-}
-
-/** The i-th colour for data: eight that colour-blind readers can tell apart. */
-function dataColour(i) {
-  return colour(`data-${(i % 8) + 1}`);
-}
-
-/** The same colour with an opacity. */
-function faded(hex, opacity) {
-  const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  return `rgba(${r},${g},${b},${opacity})`;
-}
-
 function logAxis(title, more = {}) {
   return { type: "log", title: { text: title, standoff: 8 }, ...axisLook(), ...more };
 }

@@ -54,10 +54,13 @@ WORDS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
     "rope.freq_base": "rope_theta",
 }
+SCALING = {"factor": "factor", "original_context_length": "original_max_position_embeddings"}
+TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad"}
 SPLIT = re.compile(r"(.*-)(\d{5})(-of-(\d{5})\.gguf)")
 
 
@@ -113,6 +116,17 @@ class Gguf:
                 found = found[0]
             if isinstance(found, int | float):
                 config[word] = found
+        for key, word in TOKENS.items():
+            token = metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if isinstance(token, int):
+                config[f"{word}_token_id"] = token
+        scaling = metadata.get(f"{kind}.rope.scaling.type")
+        if isinstance(scaling, str) and scaling != "none":
+            config["rope_scaling"] = {"rope_type": scaling} | {
+                word: metadata[f"{kind}.rope.scaling.{key}"]
+                for key, word in SCALING.items()
+                if f"{kind}.rope.scaling.{key}" in metadata
+            }
         names = {ref.name for file in files for ref in _header(file).tensors}
         if "token_embd.weight" in names:
             config["tie_word_embeddings"] = "output.weight" not in names

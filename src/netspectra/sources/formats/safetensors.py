@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from netspectra.checkpoint import DTYPES
 from netspectra.sources import FORMATS
 from netspectra.sources.guard import GUARD, refuse
 from netspectra.sources.sharded import shards
@@ -20,27 +21,6 @@ from netspectra.weight import ITEMSIZE, TensorRef
 
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-    "C64": "complex64",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 
 
 class Safetensors:

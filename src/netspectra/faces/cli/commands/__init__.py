@@ -11,6 +11,9 @@ FILES = (
     "inspect",
     "analyze",
     "report",
+    "geometry",
+    "trainability",
+    "compress",
     "demo",
     "lists",
 )

@@ -62,6 +62,10 @@ def analyze(
         typer.Option("--thorough", help="Also bootstrap intervals, p-values, FARMS, the randomised twin: much slower."),
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of what --thorough draws.")] = 0,
+    geometry: Annotated[
+        list[str] | None,
+        typer.Option("--geometry", metavar="WEIGHT", help="Also show this weight's geometry in the report."),
+    ] = None,
     workers: Workers = 0,
     device: Device = None,
     strict: Strict = False,
@@ -72,8 +76,13 @@ def analyze(
     """Find every weight's singular values, metrics and verdicts."""
     writable(run, html, json_out, csv)
     from netspectra.sources import open as open_source
+    from netspectra.verbs.geometry import geometry as look
+    from netspectra.verbs.geometry import one_of
 
     source = open_source(path)
+    if geometry and html is None:
+        raise InputRefused("--geometry is a section of the report: give --html FILE too")
+    shown = [one_of(source, name) for name in geometry or ()]
     found = analyzed(
         source,
         run=run,
@@ -90,7 +99,7 @@ def analyze(
         quiet=quiet,
         known=tuple(fail_on or ()),
     )
-    export(found, html, json_out, csv)
+    export(found, html, json_out, csv, geometry=[look(weight) for weight in shown])
     if not quiet and "-" not in (html, json_out, csv):
         from netspectra.faces.cli import table
 

@@ -12,6 +12,8 @@ from netspectra.faces.cli.app import Quiet, app
 from netspectra.faces.cli.commands.analyze import analyzed
 from netspectra.faces.cli.output import writable
 
+SHOWN = ("embeddings.position_embeddings.weight", "encoder.layer.0.attention.self.query.weight")
+
 
 @app.command(epilog="Example: netspectra demo --html minilm.html")
 def demo(
@@ -23,10 +25,13 @@ def demo(
     """Analyze a real trained model, the packaged MiniLM, and write the report."""
     from netspectra.faces.cli import table
     from netspectra.sources import open as open_source
+    from netspectra.verbs.geometry import geometry as look
+    from netspectra.verbs.geometry import one_of
 
     writable(html)
-    found = analyzed(open_source(_minilm()), ranks=(50,), quiet=quiet)
-    found.save(html)
+    source = open_source(_minilm())
+    found = analyzed(source, ranks=(50,), quiet=quiet)
+    found.save(html, geometry=[look(one_of(source, name)) for name in SHOWN])
     if not quiet:
         table.show_analysis(found)
     print(f"The report is {html.resolve()}: open it in a browser.")

@@ -1,0 +1,194 @@
+"""``netspectra compress``: plan under a budget, replace layers, write a model that loads again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from netspectra.errors import InputRefused
+from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.output import tell_files, writable, write
+
+if TYPE_CHECKING:
+    import torch
+
+    from netspectra.plan import Plan
+    from netspectra.verbs.compress.options import CompressOptions
+    from netspectra.weight import Source
+
+EXAMPLES = (
+    "Examples: netspectra compress ./model --keep 0.5 --calibration texts.txt -o ./smaller --html report.html; "
+    "netspectra compress ./model --keep 0.5 --calibration texts.txt --plan plan.json --plan-only, edit plan.json, then "
+    "the same with -o ./smaller and without --plan-only"
+)
+
+
+@app.command(epilog=EXAMPLES)
+def compress(
+    path: PathArgument,
+    keep: Annotated[float | None, typer.Option(help="Share of the selected weights' parameters that stays.")] = None,
+    max_parameters: Annotated[float | None, typer.Option(help="Budget: parameters of the selected weights.")] = None,
+    max_bytes: Annotated[float | None, typer.Option(help="Budget: their bytes.")] = None,
+    max_flops: Annotated[float | None, typer.Option(help="Budget: their multiplications a sample.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Budget: their measured milliseconds a batch.")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Budget: the predicted loss a sample; as small as it allows.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text (blank lines or lines separate samples), .npz or .safetensors."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the model goes.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read this plan if it exists, else write it there.")
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Stop at the plan.")] = False,
+    portable: Annotated[bool, typer.Option("--portable", help="Only forms that load without netspectra.")] = False,
+    heal: Annotated[
+        bool, typer.Option("--heal", help="Distil a little; kept only if it helps on held-out data.")
+    ] = False,
+    heal_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of --heal.")] = 200,
+    refit: Annotated[int, typer.Option(min=0, help="Sweeps of fitting layers anew behind compressed ones.")] = 0,
+    method: Annotated[str | None, typer.Option(help="plain, asvd, whitened, fisher, two_sided.")] = None,
+    form: Annotated[list[str] | None, typer.Option(help="Allow only this form; repeatable.")] = None,
+    objective: Annotated[str | None, typer.Option(help="What to keep: logits, embedding, hidden, output.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 32,
+    moments: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    html: HtmlOut = None,
+    json_out: JsonOut = None,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Shrink a model under a budget so that its output changes least, and write it."""
+    from netspectra.plan import Plan
+    from netspectra.verbs.compress.options import CompressOptions
+
+    given = Plan.load(plan) if plan is not None and plan.exists() else None
+    options = CompressOptions(
+        keep=keep,
+        parameters=max_parameters,
+        bytes=max_bytes,
+        flops=max_flops,
+        milliseconds=max_ms,
+        loss=max_loss,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        method=method,
+        forms=tuple(form or ()),
+        portable=portable,
+        objective=objective,
+        heal=heal_steps if heal else 0,
+        refit=refit,
+        timed=True if calibration is not None else None,
+        seed=seed,
+    )
+    if not plan_only and out is None:
+        raise InputRefused("name a folder for the model, -o DIR, or stop at the plan with --plan-only --plan FILE")
+    if plan_only and plan is None and json_out is None and html is None:
+        raise InputRefused("--plan-only needs a place for the plan: --plan FILE, --json or --html")
+    writable(html, json_out, plan if given is None else None)
+    source, network, batches = _opened(path, model, calibration, samples, tokens, batch_size)
+    with _progress(quiet) as progress:
+        made = _planned(network, options, batches, moments, given, progress)
+        if not plan_only:
+            made.apply(network)
+    if plan is not None and given is None:
+        made.save(plan)
+    if not plan_only:
+        from netspectra.live.saved import save
+
+        saved = save(network, str(out), source=source)
+        made.finish["saved"] = saved.to_dict()
+        print(saved, file=sys.stderr)
+    if html is not None:
+        write(html, made.to_html())
+    if json_out is not None:
+        write(json_out, made.to_json())
+    if not quiet and "-" not in (html, json_out):
+        _show(made)
+    tell_files(html, json_out, plan if given is None else None)
+
+
+def _opened(
+    path: str, make: str | None, calibration: Path | None, samples: int, tokens: int, size: int
+) -> tuple[Source, torch.nn.Module, list[Any] | None]:
+    """The checkpoint, its live model, and calibration batches for it."""
+    from netspectra.live.build import build, factory
+    from netspectra.live.samples import is_tensors, read_samples, tensor_batches, text_batches, tokenizer
+    from netspectra.sources import open as open_source
+
+    source = open_source(path)
+    if calibration is None:
+        return source, build(source, factory(make) if make else None), None
+    if is_tensors(calibration):
+        batches = tensor_batches(open_source(calibration), size=size)[: max(1, samples // size)]
+        return source, build(source, factory(make) if make else None), batches
+    texts, words = _spread(read_samples(calibration), samples), tokenizer(source)
+    network = build(source, factory(make) if make else None)
+    texts.sort(key=len)  # alike lengths in a batch: less padding
+    return source, network, text_batches(texts, words, network, size=size, longest=tokens)
+
+
+def _spread(texts: list[str], count: int) -> list[str]:
+    """At most ``count`` of them, evenly from the whole file."""
+    return texts if len(texts) <= count else [texts[i * len(texts) // count] for i in range(count)]
+
+
+def _planned(
+    network: torch.nn.Module,
+    options: CompressOptions,
+    batches: list[Any] | None,
+    moments: Path | None,
+    given: Plan | None,
+    progress: Callable[[str, float], None],
+) -> Plan:
+    from netspectra.verbs.compress.calibrate import Calibration
+    from netspectra.verbs.compress.planning import compress
+
+    known = Calibration.load(moments) if moments is not None and moments.exists() else None
+    made, shop = compress(network, options, batches, calibration=known, plan=given, progress=progress)
+    if moments is not None and known is None and shop.calibration is not None:
+        shop.calibration.save(moments)
+    return made
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Draw what is being done on stderr, where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda what, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, share: float) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=1.0)
+            bar.update(tasks[what], completed=share)
+
+        yield tell
+
+
+def _show(plan: Plan) -> None:
+    """The plan as a table, and what was measured, on stdout."""
+    from netspectra.faces.cli.table import show_plan
+
+    show_plan(plan)

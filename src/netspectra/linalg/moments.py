@@ -1,0 +1,162 @@
+"""Second moments of what enters and leaves a layer: sums, means, shrinkage, square roots, and files of them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.linalg.gram import square
+
+__all__ = ["Moments", "load_moments", "root", "save_moments", "shrunk"]
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over tokens (or pixels) x of one kind: x x^T, x, and how many, in float64.
+
+    Three layouts of ``total``: (n, n); (n,) where x is one-hot, so that x x^T is diagonal (the counts of an
+    embedding's rows); (g, n, n) for the groups of a grouped convolution, each seeing its own n of the g n inputs.
+
+    Attributes:
+        total: sum of x x^T.
+        sum: sum of x: (n,), for groups (g, n).
+        count: how many x, as a float (weights may be fractions).
+    """
+
+    total: Tensor
+    sum: Tensor
+    count: float = 0.0
+
+    @classmethod
+    def zeros(cls, n: int, *, groups: int = 1, diagonal: bool = False) -> Moments:
+        """Nothing seen yet.
+
+        >>> Moments.zeros(3, diagonal=True).total.shape
+        torch.Size([3])
+        """
+        lead = (groups,) if groups > 1 else ()
+        shape = (n,) if diagonal else (*lead, n, n)
+        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros((*lead, n), dtype=torch.float64))
+
+    def add_(self, X: Tensor) -> Moments:
+        """Add rows x: (tokens, n), for groups (g, tokens, n); multiplied in float32 at least, summed in float64."""
+        x = X.detach()
+        if x.dtype not in (torch.float32, torch.float64):
+            x = x.float()
+        self.total += (square(x) if x.dim() == 2 else x.mT @ x).to(self.total)
+        self.sum += x.sum(-2, dtype=torch.float64).to(self.sum)
+        self.count += x.shape[-2]
+        return self
+
+    def add_counts_(self, indices: Tensor) -> Moments:
+        """Add one-hot rows given by their indices; for the diagonal layout."""
+        counts = torch.bincount(indices.reshape(-1).cpu(), minlength=len(self.sum)).double()
+        self.total += counts
+        self.sum += counts
+        self.count += indices.numel()
+        return self
+
+    @property
+    def second(self) -> Tensor:
+        """E[x x^T], in the layout of ``total``.
+
+        >>> Moments.zeros(2).add_(torch.tensor([[1.0, 0.0], [1.0, 2.0]])).second.tolist()
+        [[1.0, 1.0], [1.0, 2.0]]
+        """
+        return self.total / max(self.count, 1.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        return self.sum / max(self.count, 1.0)
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[x x^T] - E[x] E[x]^T."""
+        mean = self.mean
+        return self.second - mean[..., :, None] * mean[..., None, :]
+
+    @property
+    def effective_tokens(self) -> float:
+        """Tokens per dimension: below about 3 the moments are mostly noise, and an answer should say so."""
+        return self.count / self.sum.shape[-1]
+
+
+def shrunk(A: Tensor, share: float) -> Tensor:
+    """(1 - share) A + share mean(diag A) I: what too few tokens cannot know is drawn to the mean (Ledoit & Wolf 2004).
+
+    >>> shrunk(torch.diag(torch.tensor([2.0, 0.0])), 0.1).diagonal().tolist()
+    [1.899999976158142, 0.10000000149011612]
+    """
+    if A.dim() == 1:
+        return (1 - share) * A + share * A.mean()
+    level = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    return (1 - share) * A + share * level * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+
+
+def root(A: Tensor) -> Tensor:
+    """R with R R^T = A, for a symmetric positive semidefinite A: V sqrt(max(lambda, 0)); no inverse, never fails.
+
+    Args:
+        A: (n, n), (g, n, n), or (n,) for a diagonal one (then R is its diagonal).
+    """
+    if A.dim() == 1:
+        return A.clamp_min(0).sqrt()
+    values, vectors = torch.linalg.eigh((A + A.mT) / 2)
+    return vectors * values.clamp_min(0).sqrt()[..., None, :]
+
+
+def save_moments(moments: Mapping[str, Moments], path: str | Path, about: Mapping[str, str]) -> None:
+    """Write moments by name as safetensors, with strings ``about`` what they were taken from."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for name, one in moments.items():
+        tensors[f"{name}|total"] = one.total.contiguous()
+        tensors[f"{name}|sum"] = one.sum.contiguous()
+        tensors[f"{name}|count"] = torch.tensor(one.count, dtype=torch.float64)
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".netspectra-", suffix=".part")
+        os.close(handle)
+        try:
+            save_file(tensors, temporary, metadata={"netspectra": "moments", **about})
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as wrong:
+        raise EnvironmentFailure(f"{path}: cannot be written: {wrong.strerror}") from None
+
+
+def load_moments(path: str | Path) -> tuple[dict[str, Moments], dict[str, str]]:
+    """Read what `save_moments` wrote.
+
+    Raises:
+        InputRefused: not such a file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            if about.pop("netspectra", "") != "moments":
+                raise InputRefused(f"{path}: holds no moments; give the file that a calibration wrote")
+            names = sorted({key.rsplit("|", 1)[0] for key in file.keys()})  # noqa: SIM118 - no mapping
+            found = {
+                name: Moments(
+                    file.get_tensor(f"{name}|total"),
+                    file.get_tensor(f"{name}|sum"),
+                    float(file.get_tensor(f"{name}|count")),
+                )
+                for name in names
+            }
+    except (SafetensorError, FileNotFoundError) as wrong:
+        raise InputRefused(f"{path}: is no safetensors file of moments: {wrong}") from None
+    return found, about

@@ -1,0 +1,59 @@
+"""The best approximations of a matrix where errors are weighed by what enters and by what the output is worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["projected"]
+
+TALL = 3  # from this ratio of the sides on, a QR factorization first is cheaper
+
+
+def projected(W: Tensor, L: Tensor | None, R: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimise ||L^T (W - W') R||_F for every rank r at once.
+
+        M = L^T W R = U S V^T,    W'_r = (L^T)^+ U_r U_r^T L^T W,    squared error sum_{i > r} s_i^2
+
+    A projection: no inverse of R and no Cholesky factor, so singular moments are harmless; with L square and regular
+    the error is the Eckart-Young optimum, for a singular L too (directions it does not see cost nothing).
+
+    Args:
+        W: (m, n), float64.
+        L: (m, m) with orthogonal columns, as `netspectra.linalg.moments.root` gives; (m,) a diagonal; None: identity.
+        R: (n, n), or (n,) a diagonal; None: identity.
+
+    Returns:
+        left (m, k), right (k, n), k = min(m, n), and s (k,), descending; W'_r = left[:, :r] @ right[:r]. Column i of
+        left and row i of right have equal norms.
+
+    Reference: Eckart & Young 1936; the projection form follows Wang et al. 2024 (SVD-LLM, arXiv:2403.07378) without
+    its whitening by Cholesky. Cost: one SVD of an m x n matrix.
+
+    >>> W, R = torch.diag(torch.tensor([3.0, 1.0]).double()), torch.tensor([1.0, 9.0]).double()
+    >>> left, right, s = projected(W, None, R)
+    >>> s.tolist(), (left[:, :1] @ right[:1]).abs().round().tolist()
+    ([9.0, 3.0], [[0.0, 0.0], [0.0, 1.0]])
+    """
+    LW = W if L is None else L[:, None] * W if L.dim() == 1 else L.mT @ W
+    M = LW if R is None else LW * R if R.dim() == 1 else LW @ R
+    m, n = M.shape
+    if n > TALL * m:
+        triangle = torch.linalg.qr(M.mT, mode="r").R
+        U, s, _ = torch.linalg.svd(triangle.mT, full_matrices=False)
+    else:
+        U, s, _ = torch.linalg.svd(M, full_matrices=False)
+    right = U.mT @ LW
+    left = U if L is None else _pseudo_inverse(L, U)
+    balance = (torch.linalg.vector_norm(right, dim=1) / torch.linalg.vector_norm(left, dim=0)).sqrt()
+    balance = torch.where((balance > 0) & balance.isfinite(), balance, torch.ones_like(balance))
+    return left * balance, right / balance[:, None], s
+
+
+def _pseudo_inverse(L: Tensor, U: Tensor) -> Tensor:
+    """(L^T)^+ U, for L with orthogonal columns V diag(l): V diag(1 / l) U, where l is not zero."""
+    if L.dim() == 1:
+        return torch.where(L > 0, 1 / L, torch.zeros_like(L))[:, None] * U
+    lengths = L.square().sum(0)
+    floor = lengths.max() * torch.finfo(L.dtype).eps
+    return L @ (torch.where(lengths > floor, 1 / lengths, torch.zeros_like(lengths))[:, None] * U)

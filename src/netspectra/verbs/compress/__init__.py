@@ -1,0 +1,1 @@
+"""Shrink: plan under a budget, replace layers, keep what the network does."""

@@ -1,0 +1,134 @@
+"""What of a model's output must be kept, as a label-free loss whose curvature is measured by drawing from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netspectra.errors import InputRefused
+from netspectra.live.batches import call, main_output
+
+__all__ = ["Objective", "as_objective", "masked", "pooled", "token_mask"]
+
+Kind = Literal["squared", "divergence"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The signal of a model that compression has to keep, and how far two signals are apart.
+
+    Attributes:
+        name: ``logits``, ``embedding``, ``output`` or ``custom``.
+        signal: (model output, batch) -> tensor whose first axis counts samples.
+        kind: ``squared``: sum of squared differences a sample; ``divergence``: KL(softmax original || softmax new),
+            summed over a sample's positions.
+    """
+
+    name: str
+    signal: Callable[[Any, Any], Tensor]
+    kind: Kind = "squared"
+
+    def of(self, model: nn.Module, batch: Any) -> Tensor:
+        """Run the model and take its signal."""
+        return self.signal(call(model, batch), batch)
+
+    def draw(self, signal: Tensor, generator: torch.Generator) -> Tensor:
+        """A scalar whose squared gradients are, in expectation, the curvature of the loss at the original.
+
+        Squared: s . v with v = +-1, as E[(J^T v)(J^T v)^T] = J^T J, the loss's second-order term itself. Divergence:
+        log p(y) with y drawn from the model's own prediction, whose squared gradients are the Fisher matrix; the
+        divergence is half of that form, so it is divided by sqrt 2.
+        """
+        if self.kind == "squared":
+            signs = torch.randint(0, 2, signal.shape, generator=generator) * 2 - 1
+            return (signal * signs.to(signal)).sum()
+        flat = signal.reshape(-1, signal.shape[-1]).float()
+        uniform = torch.rand(len(flat), 1, generator=generator, dtype=torch.float64).to(flat.device)
+        with torch.no_grad():
+            drawn = (flat.double().softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(flat.shape[-1] - 1)
+        return -F.cross_entropy(flat, drawn, reduction="sum") / 2**0.5
+
+    def distance(self, new: Tensor, original: Tensor) -> float:
+        """The loss itself, summed over the batch's samples."""
+        new, original = new.detach().float(), original.detach().float()
+        if self.kind == "squared":
+            return float((new - original).square().sum(dtype=torch.float64))
+        p, q = original.log_softmax(-1), new.log_softmax(-1)
+        return float((p.exp() * (p - q)).sum(dtype=torch.float64))
+
+    def difference(self, new: Tensor, original: Tensor) -> Tensor:
+        """The loss to train by: squared differences relative to the original's squares, or the mean divergence."""
+        if self.kind == "squared":
+            return (new - original).square().sum() / original.square().sum().clamp_min(1e-30)
+        p, q = original.float().log_softmax(-1), new.float().log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def token_mask(name: str, shape: Sequence[int], batch: Any) -> Tensor | None:
+    """The padding mask that fits a layer's tokens, boolean; a decoder's own one first; None where there is none."""
+    names = ("attention_mask", "decoder_attention_mask")
+    for key in reversed(names) if "decoder" in name else names:
+        mask = batch.get(key) if isinstance(batch, Mapping) else None
+        if isinstance(mask, Tensor) and tuple(mask.shape) == tuple(shape):
+            return mask.bool()
+    return None
+
+
+def masked(hidden: Tensor, batch: Any) -> Tensor:
+    """The positions that are no padding, as rows (tokens, d); all of them where the batch has no mask that fits."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if isinstance(mask, Tensor) and mask.dim() == 2 and hidden.dim() == 3 and mask.shape == hidden.shape[:2]:
+        return hidden[mask.to(device=hidden.device, dtype=torch.bool)]
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def pooled(hidden: Tensor, batch: Any) -> Tensor:
+    """Mean over the tokens that are no padding, normalized: a sentence embedding.
+
+    >>> import torch
+    >>> pooled(torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), {"attention_mask": torch.tensor([[1, 0]])}).tolist()
+    [[0.6000000238418579, 0.800000011920929]]
+    """
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    weight = torch.ones(hidden.shape[:2]) if mask is None else mask
+    weight = weight.to(hidden)[..., None]
+    return F.normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1), dim=-1)
+
+
+def as_objective(wanted: str | Callable[[Any, Any], Tensor] | None, model: nn.Module, batch: Any) -> Objective:
+    """The objective a user names, or the one that the model's own output suggests.
+
+    ``logits`` where the output has logits: divergence; ``embedding`` where it has a ``last_hidden_state``: the pooled
+    and normalized sentence embedding; else ``output``: the main tensor itself. A callable (output, batch) -> tensor is
+    taken as it is, with squared differences.
+
+    Raises:
+        InputRefused: an unknown name.
+    """
+    if callable(wanted):
+        return Objective("custom", wanted)
+    with torch.no_grad():
+        output = call(model, batch)
+    has = output if isinstance(output, Mapping) else {}
+    if wanted is None:
+        sequence = isinstance(has.get("last_hidden_state"), Tensor) and has["last_hidden_state"].dim() == 3
+        wanted = "logits" if isinstance(has.get("logits"), Tensor) else "embedding" if sequence else "output"
+    if wanted == "logits":
+        return Objective("logits", lambda out, batch: _logits(out, batch), "divergence")
+    if wanted == "embedding":
+        return Objective("embedding", lambda out, batch: pooled(main_output(out), batch))
+    if wanted == "hidden":
+        return Objective("hidden", lambda out, batch: masked(main_output(out), batch))
+    if wanted == "output":
+        return Objective("output", lambda out, batch: main_output(out))
+    raise InputRefused(f"objective {wanted!r}: there are logits, embedding, hidden, output, or a function")
+
+
+def _logits(output: Any, batch: Any) -> Tensor:
+    logits = main_output(output)
+    return masked(logits, batch) if logits.dim() == 3 else logits

@@ -1,0 +1,89 @@
+"""How far a changed model is from the original on data that was not calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netspectra.live.batches import call, main_output
+from netspectra.live.untouched import untouched
+from netspectra.verbs.compress.calibrate import samples_in
+from netspectra.verbs.compress.objective import Objective
+
+__all__ = ["HeldOut", "is_causal", "perplexity"]
+
+
+@dataclass(eq=False)
+class HeldOut:
+    """Held-out batches and what the original model makes of them.
+
+    Attributes:
+        batches: what models are called with.
+        objective: what is compared.
+        signals: of the original.
+        samples: how many.
+    """
+
+    batches: Sequence[Any]
+    objective: Objective
+    signals: list[Tensor]
+    samples: int
+
+    @classmethod
+    def of(cls, model: nn.Module, batches: Sequence[Any], objective: Objective) -> HeldOut:
+        """Run the original."""
+        with untouched(model), torch.no_grad():
+            signals = [objective.of(model, batch) for batch in batches]
+        return cls(batches, objective, signals, sum(samples_in(batch) for batch in batches))
+
+    def loss(self, model: nn.Module) -> float:
+        """The objective's distance to the original, a sample."""
+        return self.measure(model)["loss"]
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Loss a sample; with embeddings the mean cosine; with logits the share of equal first choices."""
+        loss, alike, count = 0.0, 0.0, 0
+        with untouched(model), torch.no_grad():
+            for batch, before in zip(self.batches, self.signals, strict=True):
+                after = self.objective.of(model, batch)
+                loss += self.objective.distance(after, before)
+                if self.objective.kind == "divergence":
+                    alike += float((after.argmax(-1) == before.argmax(-1)).sum())
+                    count += before[..., 0].numel()
+                elif before.dim() > 1:
+                    alike += float(F.cosine_similarity(after.flatten(1), before.flatten(1), dim=-1).sum())
+                    count += before.shape[0]
+        found = {"loss": loss / self.samples}
+        if count:
+            found["agreement" if self.objective.kind == "divergence" else "cosine"] = alike / count
+        return found
+
+
+def is_causal(model: nn.Module, batches: Sequence[Any]) -> bool:
+    """Whether it is a language model that predicts each token from those before it, as transformers names them."""
+    named = any(part in type(model).__name__ for part in ("ForCausalLM", "LMHead"))
+    return named and all(isinstance(batch, Mapping) and "input_ids" in batch for batch in batches)
+
+
+def perplexity(model: nn.Module, batches: Sequence[Any]) -> float:
+    """exp of the mean negative log-likelihood of each token after those before it; padding left out.
+
+    Args:
+        model: a causal language model, called with ``input_ids`` and perhaps ``attention_mask``.
+        batches: mappings with these.
+    """
+    total, count = 0.0, 0
+    with untouched(model), torch.no_grad():
+        for batch in batches:
+            logits = main_output(call(model, batch))[:, :-1].float()
+            wanted = batch["input_ids"][:, 1:]
+            mask = batch.get("attention_mask")
+            keep = torch.ones_like(wanted, dtype=torch.bool) if mask is None else mask[:, 1:].bool()
+            total += float(F.cross_entropy(logits[keep], wanted[keep], reduction="sum"))
+            count += int(keep.sum())
+    return float(torch.tensor(total / max(count, 1), dtype=torch.float64).exp())

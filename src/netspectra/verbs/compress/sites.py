@@ -1,0 +1,176 @@
+"""What can be decided on: the model's layers as sites, with what the calibration knows, and why others are left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from netspectra.forms import Member, Site
+from netspectra.forms.factors import is_conv1d
+from netspectra.linalg.moments import shrunk
+from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration, layers
+from netspectra.weight import Selection
+
+__all__ = ["Shrinkage", "Sites", "find_sites", "matrix"]
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """How far second moments are drawn to their mean diagonal, against too few tokens.
+
+    Attributes:
+        inputs: share for A.
+        outputs: share for G.
+    """
+
+    inputs: float = 0.02
+    outputs: float = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """The sites of a model: alternatives overlap, single layers always come first.
+
+    Attributes:
+        found: sites; a layer may be a member of several.
+        left: layers that are not decided on, and why.
+    """
+
+    found: tuple[Site, ...]
+    left: Mapping[str, str]
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """A layer's matrix as it acts on column vectors, float64; see `netspectra.forms.Member`."""
+    weight = cast(Tensor, module.weight).detach().double()
+    if is_conv1d(module) or isinstance(module, nn.Embedding):
+        return weight.mT
+    return weight.flatten(1)
+
+
+def find_sites(
+    model: nn.Module,
+    calibration: Calibration | None,
+    selection: Selection,
+    *,
+    method: str,
+    shrinkage: Shrinkage = Shrinkage(),
+    centre: bool = True,
+) -> Sites:
+    """Every selected layer as a site of its own, and the groups among them as further ones."""
+    modules = layers(model)
+    left = _left(model, modules, calibration, selection)
+    members: dict[str, Member] = {}
+    for name, module in modules.items():
+        if name not in left:
+            members[name] = _member(name, module, calibration, shrinkage, centre)
+    sites = [Site(name, _kind(member.module), {"weight": member}, {}, method) for name, member in members.items()]
+    if calibration is not None:
+        sites += _groups(calibration, members, method)
+    return Sites(tuple(sites), left)
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, CONVOLUTIONS):
+        return "convolution"
+    return "embedding" if isinstance(module, nn.Embedding) else "linear"
+
+
+def _groups(calibration: Calibration, members: Mapping[str, Member], method: str) -> list[Site]:
+    found = []
+    for block in calibration.structure.blocks:
+        roles = {"up": block.up, "gate": block.gate, "down": block.down}
+        roles = {role: name for role, name in roles.items() if name}
+        if all(name in members for name in roles.values()):
+            facts = {"activation": block.activation, "gated": bool(block.gate)}
+            found.append(Site(_parent(roles.values()), "mlp", _pick(members, roles), facts, method))
+    for attention in calibration.structure.attentions:
+        facts: dict[str, Any] = {
+            "heads": attention.heads,
+            "kv_heads": attention.kv_heads,
+            "head_dim": attention.head_dim,
+            "rotary": attention.rotary,
+        }
+        roles = {"query": attention.query, "key": attention.key, "value": attention.value}
+        if all(name in members for name in roles.values()):
+            if calibration.owner[attention.query] == calibration.owner[attention.key]:
+                found.append(Site(_parent(roles.values()), "qkv", _pick(members, roles), facts, method))
+            pairs = {"value_output": {"value": attention.value, "output": attention.output}}
+            if not attention.rotary:
+                pairs["query_key"] = {"query": attention.query, "key": attention.key}
+            for kind, some in pairs.items():
+                if all(name in members for name in some.values()):
+                    found.append(Site(_parent(some.values()), kind, _pick(members, some), facts, method))
+    return found
+
+
+def _pick(members: Mapping[str, Member], roles: Mapping[str, str]) -> dict[str, Member]:
+    return {role: members[name] for role, name in roles.items()}
+
+
+def _parent(names: Any) -> str:
+    """Their longest common prefix of whole parts."""
+    split = [name.split(".") for name in names]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _member(
+    name: str, module: nn.Module, calibration: Calibration | None, shrinkage: Shrinkage, centre: bool
+) -> Member:
+    W = matrix(module)
+    if calibration is None:
+        return Member(name, module, W)
+    inputs = calibration.inputs[calibration.owner[name]]
+    outputs = calibration.outputs.get(name)
+    centred = centre and inputs.total.dim() > 1 and isinstance(getattr(module, "bias", None), Tensor)
+    return Member(
+        name,
+        module,
+        W,
+        A=shrunk(inputs.covariance if centred else inputs.second, shrinkage.inputs),
+        G=None if outputs is None else shrunk(outputs.second, shrinkage.outputs),
+        mean=inputs.mean if centred else None,
+        positions=calibration.positions(name),
+        shape=calibration.shapes[name],
+        tokens=inputs.count,
+    )
+
+
+def _left(
+    model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration | None, selection: Selection
+) -> dict[str, str]:
+    """Layers that are not decided on, and why."""
+    left: dict[str, str] = {}
+    uses: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        uses.setdefault(id(parameter), []).append(name)
+    for name, module in modules.items():
+        tied = [other for other in uses[id(module.weight)] if other != f"{name}.weight"]
+        shared = [other for other in tied if model.get_submodule(other.rpartition(".")[0]) is not module]
+        if not selection.accepts(f"{name}.weight"):
+            left[name] = "not selected"
+        elif shared:
+            left[name] = f"tied to {shared[0]}"
+        elif not module.weight.is_floating_point():  # type: ignore[union-attr]
+            left[name] = "its numbers are codes"
+        elif calibration is not None and name not in calibration.owner:
+            left[name] = "never ran on the calibration data"
+        elif isinstance(module, CONVOLUTIONS) and module.groups > 1:
+            depthwise = module.groups == module.in_channels
+            left[name] = "a depthwise convolution is of rank one a channel already" if depthwise else "grouped"
+        elif not name:
+            left[name] = "the whole model is one layer"
+    for name, module in model.named_modules():
+        own = [n for n, p in module.named_parameters(recurse=False) if p.dim() > 1]
+        if own and name not in modules:
+            for parameter in own:
+                left.setdefault(f"{name}.{parameter}".lstrip("."), f"{type(module).__name__} multiplies it by itself")
+    return left
