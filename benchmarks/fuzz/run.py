@@ -105,7 +105,8 @@ def one_format(name: str, count: Callable[[str, str], int], seed: int, failures:
                     print(f"{name}: {done} done, {failed} failed", file=sys.stderr, flush=True)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {
-        "format": name, "seed": seed, "inputs": done, "failed": failed, "read": endings["read"] + endings["read, empty"],
+        "format": name, "seed": seed, "inputs": done, "failed": failed,
+        "read": endings["read"] + endings["read, empty"],
         "cpu_seconds": round(time.process_time() - began, 1), "slowest_ms": round(1000 * slowest, 1),
         "memory_grown_mb": round(grown), "endings": dict(endings.most_common()),
     }  # fmt: skip
