@@ -19,7 +19,7 @@ from netspectra.linalg.moments import Moments, load_moments, save_moments
 from netspectra.live.batches import call, tensors
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
-from netspectra.verbs.compress.structure import Structure, Traffic, observe
+from netspectra.verbs.compress.structure import Structure, observe
 
 __all__ = ["Calibration", "calibrate", "fitting", "layers", "mixed", "rows", "samples_in", "spread_out"]
 
@@ -77,7 +77,13 @@ class Calibration:
         named, strings = load_moments(path)
         if "calibration" not in strings:
             raise InputRefused(f"{path}: holds moments, but no calibration; give the file that a calibration wrote")
-        about = json.loads(strings["calibration"])
+        try:
+            return cls._from(named, json.loads(strings["calibration"]))
+        except (KeyError, TypeError, ValueError) as wrong:
+            raise InputRefused(f"{path}: lacks {wrong}: written by another version? Calibrate again") from None
+
+    @classmethod
+    def _from(cls, named: Mapping[str, Moments], about: Mapping[str, Any]) -> Calibration:
         return cls(
             {name[3:]: moments for name, moments in named.items() if name.startswith("in:")},
             about["owner"],
@@ -161,10 +167,14 @@ class _Recorder:
         self.batch: Any = None
         self.seen: list[tuple[str, Tensor]] = []
         self.first = True
-        self.traffic = Traffic()
         self.made: list[tuple[str, Tensor]] = []
         self.norms: dict[str, str] = {}
-        self.handles = [m.register_forward_hook(self._hook(name)) for name, m in modules.items()]
+        self.handles: list[Any] = []
+
+    def open(self, model: nn.Module) -> None:
+        """Put the hooks on."""
+        self.handles = [m.register_forward_hook(self._hook(name)) for name, m in self.modules.items()]
+        self.watch_norms(model)
 
     def begin(self, batch: Any) -> None:
         """Before a batch; what an earlier one held is let go."""
@@ -180,8 +190,6 @@ class _Recorder:
             batched = x.dim() == (module.weight.dim() if convolution else 2) or not convolution
             tokens = x.shape if isinstance(module, nn.Embedding) else x.shape[:-1]
             keep = None if convolution else token_mask(name, tokens, self.batch)
-            if self.first and not convolution and x.is_floating_point():
-                self.traffic.add(name, x, output)
             self._input(name, module, x if batched else x[None], keep, x)
             changed = self._output(name, module, output, keep) if self.backward else None
             if self.first and convolution:
@@ -315,9 +323,11 @@ def calibrate(
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         recorder = _Recorder(modules, found, backward=objective is not None)
-        recorder.watch_norms(model)
         try:
             for batch in batches:
+                if recorder.first:
+                    found.structure = observe(model, batch, modules)
+                    recorder.open(model)
                 recorder.begin(batch)
                 if objective is None:
                     with torch.no_grad():
@@ -330,7 +340,7 @@ def calibrate(
                         for probe in range(probes):
                             objective.draw(signal, generator).backward(retain_graph=probe < probes - 1)
                 if recorder.first:
-                    found.structure = observe(model, recorder.traffic, found.owner, recorder.norms)
+                    found.structure = replace(found.structure, norms=recorder.norms)
                     recorder.first, recorder.made = False, []
                 found.samples += samples_in(batch)
                 progress(found.samples)

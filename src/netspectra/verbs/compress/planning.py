@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Site
+from netspectra.live.batches import selected
 from netspectra.live.untouched import untouched
 from netspectra.methods import METHODS
 from netspectra.plan import Cost, Decision, Plan
@@ -134,21 +135,11 @@ def split(batches: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
         if not judging.any():
             kept.append(batch)
             continue
-        kept.append(_cut(batch, place[~judging], len(place)))
-        held.append(_cut(batch, place[judging], len(place)))
+        kept.append(selected(batch, place[~judging], len(place)))
+        held.append(selected(batch, place[judging], len(place)))
     if not held and len(kept) > 1:
         held.append(kept.pop())
     return kept, held
-
-
-def _cut(batch: Any, rows: Tensor, count: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[rows.to(batch.device)] if batch.dim() and batch.shape[0] == count else batch
-    if isinstance(batch, Mapping):
-        return {key: _cut(value, rows, count) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return tuple(_cut(value, rows, count) for value in batch)
-    return batch
 
 
 def compress(

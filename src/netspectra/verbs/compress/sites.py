@@ -86,7 +86,7 @@ def _kind(module: nn.Module) -> str:
 def _groups(calibration: Calibration, members: Mapping[str, Member], method: str) -> list[Site]:
     found = []
     for block in calibration.structure.blocks:
-        roles = {"up": block.up, "gate": block.gate, "down": block.down}
+        roles = {"gate_up" if block.fused else "up": block.up, "gate": block.gate, "down": block.down}
         roles = {role: name for role, name in roles.items() if name}
         if all(name in members for name in roles.values()):
             facts = {"activation": block.activation, "gated": bool(block.gate)}
