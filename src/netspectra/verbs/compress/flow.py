@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Flow:
         origins: by layer, the layers whose outputs reach its input without passing through another layer.
         lengths: by layer, lengths that the last axis of its output took when it was reshaped: candidates for heads.
         output: what the model gave.
+        ends: the layers whose outputs reach it without passing through another layer.
     """
 
     entering: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -36,6 +37,13 @@ class Flow:
     origins: dict[str, Origins] = field(default_factory=dict)
     lengths: dict[str, set[int]] = field(default_factory=dict)
     output: list[Tensor] = field(default_factory=list)
+    ends: Origins = NOWHERE
+
+    def only(self, sources: Iterable[str], reader: str) -> bool:
+        """Whether the layers' outputs reach this reader and nothing else."""
+        sources = set(sources)
+        others = [found for name, found in self.origins.items() if name != reader]
+        return not sources & self.ends.union(*others)
 
 
 class _Watch(TorchDispatchMode):
@@ -99,6 +107,7 @@ def watched(model: nn.Module, batch: Any, modules: Mapping[str, nn.Module]) -> F
     try:
         with torch.no_grad(), watch:
             output = call(model, batch)
+        flow.ends = watch.of(output)
         flow.output = [t.clone() for t in tensors(output) if t.is_floating_point()]
     finally:
         for handle in handles:
@@ -127,7 +136,7 @@ def proven(
 ) -> list[bool]:
     """Which suppositions hold; experiments that touch no layer in common run in one forward pass."""
     found = [False] * len(experiments)
-    left = list(range(len(experiments)))
+    left = [place for place, one in enumerate(experiments) if flow.only(one.change, one.at)]
     while left:
         touched: set[str] = set()
         together: list[int] = []
@@ -137,13 +146,27 @@ def proven(
                 touched |= needed
                 together.append(place)
         left = [place for place in left if place not in together]
-        answers, same = _run(model, batch, modules, flow, [experiments[p] for p in together])
-        for place, answer in zip(together, answers, strict=True):
-            if answer and not same:  # something leaked somewhere: each on its own
-                (answer,), alone = _run(model, batch, modules, flow, [experiments[place]])
-                answer = answer and alone
+        for place, answer in _answered(model, batch, modules, flow, experiments, together):
             found[place] = answer
     return found
+
+
+def _answered(
+    model: nn.Module,
+    batch: Any,
+    modules: Mapping[str, nn.Module],
+    flow: Flow,
+    experiments: Sequence[Experiment],
+    together: Sequence[int],
+) -> Iterator[tuple[int, bool]]:
+    """The answers; where something leaked, halves are tried until it is known which experiment it was."""
+    answers, same = _run(model, batch, modules, flow, [experiments[place] for place in together])
+    if same or len(together) == 1:
+        yield from zip(together, (answer and same for answer in answers), strict=True)
+        return
+    half = len(together) // 2
+    for part in (together[:half], together[half:]):
+        yield from _answered(model, batch, modules, flow, experiments, part)
 
 
 def _run(
