@@ -22,6 +22,7 @@ from netspectra.version import __version__
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.doors.analysis import analyze
+    from netspectra.doors.comparison import compare
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
     from netspectra.doors.training import initialize_, trainability
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from netspectra.live.penalties import OrthogonalityPenalty, SpectralPenalty
     from netspectra.plan import Plan
     from netspectra.sources import open
+    from netspectra.verbs.compare.result import Comparison
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
     from netspectra.verbs.rank import rank
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Analysis",
+    "Comparison",
     "CompressOptions",
     "EnvironmentFailure",
     "Geometry",
@@ -57,6 +60,7 @@ __all__ = [
     "Trainability",
     "__version__",
     "analyze",
+    "compare",
     "compress",
     "geometry",
     "initialize_",
@@ -76,6 +80,7 @@ __all__ = [
 _HOME = {
     "Analysis": "netspectra.analysis",
     "analyze": "netspectra.doors.analysis",
+    "compare": "netspectra.doors.comparison",
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
@@ -94,6 +99,7 @@ _HOME = {
     "SpectralPenalty": "netspectra.live.penalties",
     "Plan": "netspectra.plan",
     "open": "netspectra.sources",
+    "Comparison": "netspectra.verbs.compare.result",
     "CompressOptions": "netspectra.verbs.compress.options",
     "Geometry": "netspectra.verbs.geometry",
     "rank": "netspectra.verbs.rank",

@@ -10,6 +10,7 @@ __all__ = ["app"]
 FILES = (
     "inspect",
     "analyze",
+    "compare",
     "report",
     "geometry",
     "trainability",

@@ -1,0 +1,131 @@
+"""How finely a weight is stored, so that rounding is told apart from change."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from netspectra.linalg.spectrum import STORED_EPS
+
+__all__ = ["Form", "form_of"]
+
+NARROWER = ("bfloat16", "float16", "float32")  # in the order in which they are tried
+SMALLEST = {"float16": 2.0**-25, "bfloat16": 0.0, "float32": 0.0, "float64": 0.0}  # half the smallest step near zero
+GROUPS = (128, 64, 32)
+SAMPLED = 64  # groups in which a lattice is looked for before all are
+LEVELS = 300  # steps of a lattice at most: 8 bits and some room
+CLUMP, GAP = 1e-5, 2e-3  # of the largest entry: closer is the same level, wider is another; between is no lattice
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The grid of numbers on which a weight lies.
+
+    Attributes:
+        name: ``float32``, ``bfloat16``, ``Q4_1``, ``lattice by row``, ...
+        half: largest error of rounding to it, for each entry (or one that broadcasts).
+        coded: whether it is a quantizer's.
+    """
+
+    name: str
+    half: Tensor
+    coded: bool = False
+
+
+def form_of(X: Tensor, dtype: str, stored: str = "") -> Form:
+    """Find the grid on which a matrix lies, in what its numbers are rather than what they are stored in.
+
+    A float32 tensor all of whose numbers are bfloat16's is one of bfloat16; one with few evenly spaced levels in every
+    row, column or group is a quantizer's. Where the file says how it is packed, the number of bits bounds the step.
+
+    Args:
+        X: (m, n), float64.
+        dtype: name of the dtype of the loaded tensor.
+        stored: how the file keeps it, where that is another.
+
+    >>> form_of(torch.tensor([[1.0, 2.0], [3.0, 0.1]]).bfloat16().double(), "float32").name
+    'bfloat16'
+    """
+    eight = re.search(r"float8_\w+", stored or dtype)
+    if eight:
+        name = eight[0]
+        return Form(name, 0.5 * STORED_EPS.get(name, 0.25) * X.abs() + 2.0**-19 * X.abs().amax(-1, keepdim=True), True)
+    found = None if stored[:1] in ("Q", "T") or dtype == "float64" else _lattice(X)
+    if found is not None:
+        return Form(stored or found[0], 0.5 * found[1], True)
+    if stored and not stored.startswith(("F", "BF", "float", "bfloat")):
+        return Form(stored, 0.5 * _step(X, _bits(stored), 32 if stored[:1] in ("Q", "I", "T") else 0), True)
+    for name in NARROWER:
+        kind = getattr(torch, name)
+        if STORED_EPS.get(dtype, 0.0) <= STORED_EPS[name] and torch.equal(X.to(kind).to(X.dtype), X):
+            return Form(name, 0.5 * STORED_EPS[name] * X.abs() + SMALLEST[name])
+    return Form("float64", 0.5 * STORED_EPS["float64"] * X.abs())
+
+
+def _bits(stored: str) -> int:
+    found = re.search(r"(?:^I?Q|int|nf|fp|TQ|uint)(\d)", stored, re.I)
+    return int(found[1]) if found else 8
+
+
+def _step(X: Tensor, bits: int, group: int) -> Tensor:
+    """Spacing of 2^bits levels over the range of each group of columns (0: of each row), for each entry."""
+    m, n = X.shape
+    size = group if group and n % group == 0 else max(n, 1)
+    cut = X.reshape(m, n // size, size)
+    low, high = cut.amin(-1, keepdim=True), cut.amax(-1, keepdim=True)
+    step = torch.maximum((high - low) / (2**bits - 1), torch.maximum(high.abs(), low.abs()) / (2 ** (bits - 1)))
+    return step.expand(cut.shape).reshape(m, n)
+
+
+def _lattice(X: Tensor) -> tuple[str, Tensor] | None:
+    """Name and spacing of evenly spaced levels: in the whole matrix, in each row, in each column, in each group."""
+    m, n = X.shape
+    if X.numel() < 64:
+        return None
+    cuts = [("matrix", X.reshape(1, -1)), ("row", X), ("column", X.mT)]
+    cuts += [(f"group of {g}", X.reshape(-1, g)) for g in GROUPS if n % g == 0 and n > g]
+    for name, groups in cuts:
+        count, size = groups.shape
+        if size < 16:
+            continue
+        if _steps(groups[:: -(-count // SAMPLED)][:, : 1 << 16]) is None:
+            continue
+        steps = _steps(groups)
+        if steps is None:
+            continue
+        if name == "matrix":
+            return "lattice", steps.expand(1, 1)
+        if name == "row":
+            return "lattice by row", steps[:, None]
+        if name == "column":
+            return "lattice by column", steps[None, :]
+        return f"lattice by {name}", steps[:, None].expand(count, size).reshape(m, n)
+    return None
+
+
+def _steps(groups: Tensor) -> Tensor | None:
+    """The spacing in each group; None unless nearly all groups are lattices."""
+    top = groups.abs().amax(1)
+    alive = top > 0
+    if not alive.any():
+        return None
+    unit = groups[alive] / top[alive][:, None]
+    gaps = unit.sort(1).values.diff(dim=1)
+    if float(((gaps > CLUMP) & (gaps < GAP)).double().mean()) > 0.002:
+        return None
+    step = torch.where(gaps >= GAP, gaps, torch.inf).amin(1)
+    known = step.isfinite()
+    if float(known.double().mean()) < 0.5:
+        return None
+    r = (unit - unit.amin(1, keepdim=True)) / step[:, None]
+    even = ((r - r.round()).abs().mean(1) < 0.03) & (r.amax(1) <= LEVELS)
+    if float((even[known]).double().mean()) < 0.8:
+        return None
+    usual = float(step[known & even].median())
+    step = torch.where(known & even, step, usual)
+    found = torch.zeros_like(top)
+    found[alive] = step * top[alive]
+    return found
