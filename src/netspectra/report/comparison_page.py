@@ -31,7 +31,8 @@ p, .quiet { color: var(--quiet); margin: .3rem 0 } p { overflow-wrap: anywhere }
 .verdict.ok { border-left-color: var(--ok) } .verdict.error { border-left-color: var(--error) }
 .verdict b { font-size: 1.25rem } .verdict p { color: var(--ink) }
 .cards { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1rem 0 }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; min-width: 8rem; color: var(--quiet) }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; min-width: 8rem;
+  color: var(--quiet) }
 .card b { display: block; font-size: 1.2rem; font-weight: 600; color: var(--ink) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 table.list { width: 100% }
@@ -84,7 +85,8 @@ def _candidate(first: str, name: str, one: Mapping[str, Any]) -> str:
     return (
         f'<p><code>{_text(first)}</code> to <code>{_text(name)}</code></p><div class="verdict {level}">'
         f"<b>{_text(summary['lineage'])}</b><p>{_text(summary['lineage_message'])}</p></div>"
-        f"{_cards(summary)}{notes}{_alone(summary)}<h2>Where it changed</h2>{_map(rows)}<h2>Every weight</h2>{_list(rows)}"
+        f"{_cards(summary)}{notes}{_alone(summary)}<h2>Where it changed</h2>{_map(rows)}"
+        f"<h2>Every weight</h2>{_list(rows)}"
     )
 
 

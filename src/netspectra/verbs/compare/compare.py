@@ -18,7 +18,7 @@ from netspectra.verbs.analyze import AnalyzeOptions, measure
 from netspectra.verbs.compare.delta import ARITHMETIC, Delta, delta_of
 from netspectra.verbs.compare.lineage import Family, Vector, lineage
 from netspectra.verbs.compare.matching import Matching, Pair, as_float, match, match_names, others
-from netspectra.verbs.compare.result import Comparison, Compared
+from netspectra.verbs.compare.result import Compared, Comparison
 from netspectra.verbs.compare.rounding import form_of
 from netspectra.verbs.rank import RANKED, rank
 from netspectra.weight import Selection, Source, TensorRef, Weight

@@ -24,7 +24,7 @@ from netspectra.metrics import chosen, evaluate
 from netspectra.record import Record, Value
 from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.compare.rounding import Form, form_of
-from netspectra.weight import Weight
+from netspectra.weight import Layout, Weight
 
 __all__ = ["Delta", "delta_of"]
 
@@ -187,7 +187,7 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     touched = float((flat != 0).double().sum())
     factor = ab / a2 if a2 > 0 else 1.0
     left = math.sqrt(max(float(((flat_b - factor * flat_a) ** 2).sum()), 0.0) / d2)
-    spectrum = svdvals(D[0]) if len(D) == 1 else union(svdvals_batch(D), pair.before.shape)
+    spectrum = svdvals(D[0]) if len(D) == 1 else union(svdvals_batch(D), (len(D) * D.shape[1], len(D) * D.shape[2]))
     m, n = D.shape[1:]
     floor = 1.1 * math.sqrt(tau2) * (math.sqrt(m) + math.sqrt(n)) + float(spectrum.error.max(initial=0.0))
     rank = int((spectrum.values > floor).sum())
@@ -225,23 +225,19 @@ def _kept(weight: Weight) -> tuple[str, str]:
 
 def _both(pair: Pair) -> tuple[Tensor, Tensor]:
     """Both as (groups, m, n) in float64, the second turned if it is stored the other way round."""
+    layouts = [pair.before.layout, pair.after.layout]
+    if pair.before.part.shape == pair.after.part.shape and len(pair.before.part.shape) > 2:
+        layouts = [layouts[1] if layouts[0] == Layout() else layouts[0]] * 2  # a live module's, which knows the groups
     found = []
-    for weight in (pair.before, pair.after):
-        blocks = weight.layout.blocks(weight.part.load().detach().cpu())
+    for weight, layout in zip((pair.before, pair.after), layouts, strict=True):
+        blocks = layout.blocks(weight.part.load().detach().cpu())
         if blocks.is_complex():
             raise NotDecomposable("complex numbers are not compared")
         found.append(blocks.to(torch.float64))
         if not bool(found[-1].isfinite().all()):
             raise NotDecomposable("contains NaN or Inf")
     A, B = found
-    if pair.transposed:
-        B = B.mT.contiguous()
-    if len(A) != len(B):  # a file does not tell the groups that a live module knows
-        shape = (
-            (1, A.numel() // B.shape[-1], B.shape[-1]) if len(B) == 1 else (1, B.numel() // A.shape[-1], A.shape[-1])
-        )
-        A, B = A.reshape(shape), B.reshape(shape)
-    return A, B
+    return A, (B.mT.contiguous() if pair.transposed else B)
 
 
 def _told(pair: Pair, a2: float, b2: float, ab: float) -> dict[str, Any]:
@@ -287,8 +283,8 @@ def _distance(before: Record, after: Record | None, norm: float) -> Value:
     if after is None:
         return Value.unknown("would need base and adapter multiplied out")
     a, b = before.spectrum, after.spectrum
-    if len(a) != len(b) or not a.complete or not b.complete:
-        return Value.unknown("the two spectra do not have the same number of values")
+    if sorted(a.shape) != sorted(b.shape) or not a.complete or not b.complete:
+        return Value.unknown("the two are not laid out as matrices of one shape")
     if norm == 0:
         return Value.unknown("the weight was zero before")
     error = float(np.linalg.norm(a.error) + np.linalg.norm(b.error)) / norm

@@ -32,9 +32,9 @@ THRESHOLDS: dict[str, float] = {
     "scaled": 1e-3,  # of the change that scaling leaves
     "edited": 0.02,  # share of all entries that moved
     "white": 1.2,  # sigma_1 of the change over that of noise of its size
-    "low rank": 0.5,  # directions of the change over the short side
+    "low rank": 0.25,  # directions of the change over the short side
     "rest": 2.0,  # energy of the change outside these over the energy of rounding
-    "short side": 8,  # of weights on which rank and whiteness say something
+    "short side": 16,  # of weights on which rank and whiteness say something
 }
 STUDY = "benchmarks/compare"
 
@@ -208,12 +208,14 @@ def _low_rank(f: Family) -> Finding:
 
 def _tuned(f: Family) -> Finding:
     most = sorted(f.changed, key=lambda d: -float(d.relative_change) if d.relative_change.known else -math.inf)[:3]
-    told = f"{len(f.changed)} of {len(f.deltas)} weights changed, by {f.relative_change:.2%} together (cosine {f.cosine:.4f})"
+    told = f"{len(f.changed)} of {len(f.deltas)} weights changed, by {f.relative_change:.2%} together "
+    told += f"(cosine {f.cosine:.4f})"
     return told + f"; most: {', '.join(d.name for d in most)}", _evidence(f, most=[d.name for d in most])
 
 
 RULES: tuple[Rule[Family], ...] = (
-    Rule("different-architecture", "error", "established", "shapes", "Compare checkpoints of one model.", _another, STUDY),
+    Rule("different-architecture", "error", "established", "shapes",
+         "Compare checkpoints of one model.", _another, STUDY),
     Rule("identical", "ok", "established", "equality of numbers", "Nothing to do.", _identical, STUDY),
     Rule(
         "same-up-to-precision", "ok", "established", "half a unit in the last place, or half a step of the quantizer",

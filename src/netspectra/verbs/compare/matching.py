@@ -65,7 +65,7 @@ def match(before: Sequence[Weight], after: Sequence[Weight]) -> Matching:
     """
     left, right = list(before), list(after)
     pairs = _adapters(left, right)
-    for i, j, how in match_names([(w.name, w.shape) for w in left], [(w.name, w.shape) for w in right]):
+    for i, j, how in match_names([(w.name, _form(w)) for w in left], [(w.name, _form(w)) for w in right]):
         pairs.append(Pair(left[i], right[j], how))
     left, right = _rest(left, right, pairs)
     if left and right:
@@ -89,7 +89,10 @@ def match_names(
     [(0, 1, 'name'), (1, 0, 'end of name')]
     """
     same = {key: j for j, key in enumerate(after)}
-    found: list[tuple[int, int, How]] = [(i, same[key], "name") for i, key in enumerate(before) if key in same]
+    found: list[tuple[int, int, How]] = []
+    for i, key in enumerate(before):
+        if key in same:
+            found.append((i, same[key], "name"))
     taken_i, taken_j = {i for i, _, _ in found}, {j for _, j, _ in found}
     left = [(i, *key) for i, key in enumerate(before) if i not in taken_i]
     right = [(j, *key) for j, key in enumerate(after) if j not in taken_j]
@@ -107,6 +110,11 @@ def match_names(
         count_j[j] += 1
     found += [(i, j, "end of name") for i, j in sorted(candidates) if count_i[i] == count_j[j] == 1]
     return found
+
+
+def _form(weight: Weight) -> tuple[int, ...]:
+    """What must agree: of kernels the tensor's shape, since a file does not tell groups and a live module does."""
+    return weight.part.shape if len(weight.part.shape) > 2 else weight.shape
 
 
 def _ends(name: str) -> list[str]:

@@ -110,6 +110,11 @@ class Comparison:
         """Of the first pair."""
         return self.candidates[0].deltas
 
+    @property
+    def ranked(self) -> Ranking | None:
+        """The ranking, where there is something to rank: some weight changed by more than rounding."""
+        return self.ranking if any(d.changed for one in self.candidates for d in one.deltas) else None
+
     def __iter__(self) -> Iterator[Delta]:
         """Iterate over the first pair's deltas."""
         return iter(self.deltas)
@@ -131,7 +136,7 @@ class Comparison:
         found = {**first, "before": dict(self.before)}
         if more:
             found["candidates"] = more
-            found["ranking"] = self.ranking.to_dict() if self.ranking else None
+        found["ranking"] = self.ranked.to_dict() if self.ranked else None
         return found
 
     def to_json(self) -> str:
@@ -177,8 +182,8 @@ class Comparison:
     def __str__(self) -> str:
         """Show the verdict and the weights that changed most."""
         parts = [_told(self.names[0], name, one) for name, one in zip(self.names[1:], self.candidates, strict=True)]
-        if len(self.candidates) > 1 and self.ranking:
-            parts.append(str(self.ranking))
+        if self.ranked:
+            parts.append(str(self.ranked))
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
@@ -191,8 +196,8 @@ class Comparison:
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in HEAD)
             verdict = f"<p><b>{html.escape(one.lineage.rule)}</b>: {html.escape(one.lineage.message)}</p>"
             parts.append(f"<p>{html.escape(name)}</p>{verdict}<table><tr>{head}</tr>{rows}</table>")
-        if len(self.candidates) > 1 and self.ranking:
-            parts.append(self.ranking._repr_html_())  # pyright: ignore[reportPrivateUsage]
+        if self.ranked:
+            parts.append(self.ranked._repr_html_())  # pyright: ignore[reportPrivateUsage]
         return "".join(parts)
 
 

@@ -16,7 +16,9 @@ NARROWER = ("bfloat16", "float16", "float32")  # in the order in which they are 
 SMALLEST = {"float16": 2.0**-25, "bfloat16": 0.0, "float32": 0.0, "float64": 0.0}  # half the smallest step near zero
 GROUPS = (128, 64, 32)
 SAMPLED = 64  # groups in which a lattice is looked for before all are
+FEW = 8  # numbers that must show it before a tensor is said to lie on a coarser grid than its dtype's
 LEVELS = 300  # steps of a lattice at most: 8 bits and some room
+INNER = 0.1  # share of the entries that must be neither zero nor the largest
 CLUMP, GAP = 1e-5, 2e-3  # of the largest entry: closer is the same level, wider is another; between is no lattice
 
 
@@ -60,9 +62,17 @@ def form_of(X: Tensor, dtype: str, stored: str = "") -> Form:
         return Form(stored, 0.5 * _step(X, _bits(stored), 32 if stored[:1] in ("Q", "I", "T") else 0), True)
     for name in NARROWER:
         kind = getattr(torch, name)
+        if dtype != name and not _telling(X):
+            continue
         if STORED_EPS.get(dtype, 0.0) <= STORED_EPS[name] and torch.equal(X.to(kind).to(X.dtype), X):
             return Form(name, 0.5 * STORED_EPS[name] * X.abs() + SMALLEST[name])
     return Form("float64", 0.5 * STORED_EPS["float64"] * X.abs())
+
+
+def _telling(X: Tensor) -> bool:
+    """Whether enough numbers have more than four significant bits: zeros, ones and halves fit any dtype."""
+    mantissa = torch.frexp(X).mantissa * 16
+    return int((mantissa != mantissa.round()).sum()) >= FEW
 
 
 def _bits(stored: str) -> int:
@@ -89,7 +99,7 @@ def _lattice(X: Tensor) -> tuple[str, Tensor] | None:
     cuts += [(f"group of {g}", X.reshape(-1, g)) for g in GROUPS if n % g == 0 and n > g]
     for name, groups in cuts:
         count, size = groups.shape
-        if size < 16:
+        if size < 4:
             continue
         if _steps(groups[:: -(-count // SAMPLED)][:, : 1 << 16]) is None:
             continue
@@ -113,6 +123,37 @@ def _steps(groups: Tensor) -> Tensor | None:
     if not alive.any():
         return None
     unit = groups[alive] / top[alive][:, None]
+    inner = (unit.abs() > CLUMP) & (unit.abs() < 1 - CLUMP)  # zeros, ones and signs alone make no grid
+    if float(inner.double().mean()) < INNER:
+        return None
+    step = _usual(unit, inner)
+    if step is None:
+        step = _spaced(unit) if unit.shape[1] >= 16 else None
+    if step is None:
+        return None
+    found = torch.zeros_like(top)
+    found[alive] = step * top[alive]
+    return found
+
+
+def _usual(unit: Tensor, inner: Tensor) -> Tensor | None:
+    """The spacing of the usual quantizers: 2^(b-1) - 1 or 2^(b-1) steps to the largest, 2^b - 1 over the range."""
+    low, high = unit.amin(1, keepdim=True), unit.amax(1, keepdim=True)
+    span = torch.where(high > low, high - low, 1.0)
+    for bits in (8, 4, 6, 5, 3):
+        half, full = 2 ** (bits - 1), 2**bits - 1
+        for r, step in (
+            (unit * (half - 1), torch.full_like(low, 1 / (half - 1))),
+            (unit * half, torch.full_like(low, 1 / half)),
+            ((unit - low) / span * full, span / full),
+        ):
+            if float((r - r.round()).abs()[inner].mean()) < 0.002:
+                return step[:, 0]
+    return None
+
+
+def _spaced(unit: Tensor) -> Tensor | None:
+    """The smallest gap between levels, where all numbers are whole multiples of it."""
     gaps = unit.sort(1).values.diff(dim=1)
     if float(((gaps > CLUMP) & (gaps < GAP)).double().mean()) > 0.002:
         return None
@@ -121,11 +162,8 @@ def _steps(groups: Tensor) -> Tensor | None:
     if float(known.double().mean()) < 0.5:
         return None
     r = (unit - unit.amin(1, keepdim=True)) / step[:, None]
-    even = ((r - r.round()).abs().mean(1) < 0.03) & (r.amax(1) <= LEVELS)
+    even = ((r - r.round()).abs().mean(1) < 0.03) & (r.amax(1) <= LEVELS) & (r.amax(1) > 2.5)
     if float((even[known]).double().mean()) < 0.8:
         return None
     usual = float(step[known & even].median())
-    step = torch.where(known & even, step, usual)
-    found = torch.zeros_like(top)
-    found[alive] = step * top[alive]
-    return found
+    return torch.where(known & even, step, usual)
