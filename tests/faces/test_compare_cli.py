@@ -1,23 +1,13 @@
 """``netspectra compare`` as a user meets it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints import small_model, write_single
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "netspectra", "compare", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.faces.test_cli import run
 
 
 @pytest.fixture
@@ -32,18 +22,16 @@ def files(tmp_path):
 
 def test_the_exit_code_answers_whether_it_is_the_same(files):
     a, b, c = files
-    same = run(a, b, "--fail-on", "changed")
+    same = run("compare", a, b, "--fail-on", "changed")
     assert same.returncode == 0 and "same-up-to-precision" in same.stdout and not same.stderr
-    other = run(a, c, "--fail-on", "changed", "--json", "-")
+    other = run("compare", a, c, "--fail-on", "changed", "--json", "-")
     assert other.returncode == 3 and json.loads(other.stdout)["summary"]["lineage"] == "modified"
-    assert run(a, c, "--fail-on", "unrelated", "-q").returncode == 0
 
 
 def test_files_and_usage(files, tmp_path):
     a, b, c = files
     page = tmp_path / "page.html"
-    several = run(a, b, c, "--html", page, "--csv", tmp_path / "t.csv")
+    several = run("compare", a, b, c, "--html", page, "--csv", tmp_path / "t.csv")
     assert several.returncode == 0 and "do not certify" in several.stdout and page.read_text().startswith("<!doctype")
-    wrong = run(a, b, "--fail-on", "nonsense")
+    wrong = run("compare", a, b, "--fail-on", "nonsense")
     assert wrong.returncode == 2 and "give one of identical" in wrong.stderr and wrong.stderr.count("\n") == 1
-    assert run(a, tmp_path / "missing").returncode == 2

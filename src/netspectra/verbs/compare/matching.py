@@ -89,10 +89,8 @@ def match_names(
     [(0, 1, 'name'), (1, 0, 'end of name')]
     """
     same = {key: j for j, key in enumerate(after)}
-    found: list[tuple[int, int, How]] = []
-    for i, key in enumerate(before):
-        if key in same:
-            found.append((i, same[key], "name"))
+    by_name: How = "name"
+    found = [(i, same[key], by_name) for i, key in enumerate(before) if key in same]
     taken_i, taken_j = {i for i, _, _ in found}, {j for _, j, _ in found}
     left = [(i, *key) for i, key in enumerate(before) if i not in taken_i]
     right = [(j, *key) for j, key in enumerate(after) if j not in taken_j]
@@ -108,8 +106,8 @@ def match_names(
     for i, j in candidates:
         count_i[i] += 1
         count_j[j] += 1
-    found += [(i, j, "end of name") for i, j in sorted(candidates) if count_i[i] == count_j[j] == 1]
-    return found
+    by_end: How = "end of name"
+    return found + [(i, j, by_end) for i, j in sorted(candidates) if count_i[i] == count_j[j] == 1]
 
 
 def _form(weight: Weight) -> tuple[int, ...]:
