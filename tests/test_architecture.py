@@ -9,7 +9,7 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 # Every room of the house and what it may import; a room not listed here is a failure: decide where it stands.
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
-MIDDLE = GROUND | {"metrics", "weight", "run", "checkpoint"} | {"runfile", "verdicts", "analysis", "figures"}
+MIDDLE = GROUND | {"metrics", "weight", "run"} | {"runfile", "verdicts", "analysis", "figures", "checkpoint"}
 MIDDLE |= {"aggregate", "depth", "findings", "methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
@@ -26,7 +26,7 @@ ALLOWED = {
     "findings": GROUND,
     "runfile": GROUND | {"findings", "runfile"},
     "run": GROUND | {"weight", "run"},
-    "figures": GROUND | {"metrics"},
+    "figures": GROUND | {"metrics", "report"},
     "methods": GROUND | {"methods"},
     "forms": GROUND | {"methods", "forms"},
     "plan": BASE | {"plan", "analysis", "report"},
@@ -39,7 +39,8 @@ ALLOWED = {
     "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
     "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
     "faces": set(),
-    "__init__": MIDDLE | {"verbs", "sources", "live"},
+    "doors": MIDDLE | {"verbs", "sources", "live"},
+    "__init__": MIDDLE | {"doors", "verbs", "sources", "live"},
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only: their source, the room that runs them, and the verbs that change them.

@@ -64,7 +64,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     axes = {name: np.array([row["network"][name] for row in rows]) for name in rows[0]["network"]}
     plain = (*TARGETS, "test_loss", "noise_drop", "feature_dimension", *TRAINING, *NORMS)
     columns = {name: np.array([row[name] for row in rows], dtype=float) for name in plain}
-    group = dict.fromkeys(TRAINING, "training") | dict.fromkeys(NORMS, "norm")
+    group: dict[str, str] = dict.fromkeys(TRAINING, "training") | dict.fromkeys(NORMS, "norm")
     for name in (*METRICS, *DERIVED):
         if name not in SAME:
             columns[name] = np.array([over_hidden(row["layers"], name) for row in rows])

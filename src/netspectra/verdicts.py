@@ -9,16 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from netspectra.depth import Deviation
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.record import Level, Record, Value, Verdict
 
-__all__ = ["RULES", "THRESHOLDS", "Case", "Rule", "judge", "judge_among", "noise_distance"]
+__all__ = [
+    "RULES",
+    "THRESHOLDS",
+    "Case",
+    "Finding",
+    "Rule",
+    "Standing",
+    "judge",
+    "judge_among",
+    "noise_distance",
+    "spoken",
+]
 
 Standing = Literal["established", "heuristic", "hypothesis"]
 Finding = tuple[str, dict[str, Any]] | None
+Seen = TypeVar("Seen")  # what a rule looks at: a weight here, a whole network elsewhere
 
 # Every number a rule compares with.
 THRESHOLDS: dict[str, float] = {
@@ -54,8 +66,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One row of the table.
+class Rule(Generic[Seen]):
+    """One row of a table.
 
     Attributes:
         name: what ``--fail-on`` calls it.
@@ -63,7 +75,7 @@ class Rule:
         standing: established result, rule of thumb, or open hypothesis.
         reference: where it comes from.
         advice: what to do.
-        find: `Case` -> the sentence and its evidence, or None.
+        find: from what the rule sees to the sentence and its evidence, or None.
         among: compares with the other weights of the model, and so can speak only when all are known.
     """
 
@@ -72,7 +84,7 @@ class Rule:
     standing: Standing
     reference: str
     advice: str
-    find: Callable[[Case], Finding]
+    find: Callable[[Seen], Finding]
     among: bool = False
 
 
@@ -86,7 +98,7 @@ def judge(spectrum: Spectrum, metrics: Mapping[str, Value], kind: str = "") -> t
     """
     if len(spectrum) == 0:
         return ()
-    return _spoken(Case(spectrum, metrics, kind), among=False)
+    return spoken(tuple(rule for rule in RULES if not rule.among), Case(spectrum, metrics, kind))
 
 
 def judge_among(records: Sequence[Record], deviations: Mapping[int, Sequence[Deviation]]) -> tuple[Record, ...]:
@@ -96,20 +108,22 @@ def judge_among(records: Sequence[Record], deviations: Mapping[int, Sequence[Dev
         records: of one model.
         deviations: as `netspectra.depth.deviations` found them, by position.
     """
-    names = {rule.name for rule in RULES if rule.among}
+    rules = tuple(rule for rule in RULES if rule.among)
+    names = {rule.name for rule in rules}
     judged = []
     for place, record in enumerate(records):
         alone = tuple(verdict for verdict in record.verdicts if verdict.rule not in names)
         case = Case(record.spectrum, record.metrics, record.kind, deviations.get(place, ()))
-        verdicts = alone + _spoken(case, among=True)
+        verdicts = alone + spoken(rules, case)
         judged.append(record if verdicts == record.verdicts else replace(record, verdicts=verdicts))
     return tuple(judged)
 
 
-def _spoken(case: Case, *, among: bool) -> tuple[Verdict, ...]:
+def spoken(rules: Sequence[Rule[Seen]], case: Seen) -> tuple[Verdict, ...]:
+    """What the rules of a table say of one case, in the order of the table."""
     verdicts = []
-    for rule in RULES:
-        found = rule.find(case) if rule.among is among else None
+    for rule in rules:
+        found = rule.find(case)
         if found is not None:
             message, evidence = found
             evidence = {**evidence, "standing": rule.standing, "reference": rule.reference, "advice": rule.advice}
@@ -295,7 +309,7 @@ def _stands_out(case: Case) -> Finding:
 GOLUB = "Golub & Van Loan 2013, Matrix Computations, 2.4 to 2.6"
 MARTIN = "Martin & Mahoney 2021, JMLR 22, arXiv 1810.01075"
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Case], ...] = (
     Rule("zero", "error", "established", GOLUB, "check that the layer was trained and saved", _zero),
     Rule(
         "rank-deficient",

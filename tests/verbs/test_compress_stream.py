@@ -37,7 +37,7 @@ def test_streams_load_and_approach_the_original(name, tmp_path):
         errors.append(float((found - dense).norm() / dense.norm()))
         after = sum(decision.after.parameters for decision in plan)
         assert after <= keep * sum(decision.before.parameters for decision in plan)
-        header = saved.bytes - plan.totals["after"].bytes
+        header = saved.bytes - plan.totals["model_after"].bytes
         assert 0 < header < 200 * len(source.tensors) + 2000  # what the tables of names take
     assert errors[0] > errors[1] > errors[2]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from netspectra.linalg.lapack import gram_update_
 from netspectra.linalg.matrix import U64, wide_chunks
 
-__all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum", "reducible"]
+__all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum", "reducible", "square"]
 
 REDUCED_FROM = 128  # below, numpy needs fewer calls
 REDUCED_UP_TO = 2304  # from here on torch's own reduction is faster, though it gives no vectors
@@ -48,6 +48,14 @@ def gram(A: Tensor, exponent: int = 0) -> Tensor:
 def reducible(G: Tensor) -> bool:
     """Whether `lapack.tridiagonal_` is the fastest way to the eigenvalues."""
     return G.device.type == "cpu" and not G.is_complex() and REDUCED_FROM <= len(G) <= REDUCED_UP_TO
+
+
+def square(X: Tensor) -> Tensor:
+    """X^H X; on the CPU by numpy, which recognises the symmetry of a real product and does half the work."""
+    if X.device.type != "cpu" or X.is_complex():
+        return X.mH @ X
+    x = X.numpy()
+    return torch.from_numpy(x.T @ x)
 
 
 def eigenvalues(G: Tensor) -> np.ndarray:

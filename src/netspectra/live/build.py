@@ -58,7 +58,7 @@ def build(source: Source, make: Callable[[], nn.Module] | None = None) -> nn.Mod
     return _pretrained(source, source.config, numbers(source))
 
 
-def factory(name: str) -> Callable[[], nn.Module]:
+def factory(name: str, option: str = "--model ") -> Callable[[], nn.Module]:
     """The callable that ``module:callable`` names; it is the user's own code, imported as Python finds it.
 
     Raises:
@@ -69,17 +69,17 @@ def factory(name: str) -> Callable[[], nn.Module]:
     """
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
-        raise InputRefused(f"--model {name}: give module:callable, as in my_package.models:make")
+        raise InputRefused(f"{option}{name}: give module:callable, as in my_package.models:make")
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as wrong:
         raise InputRefused(
-            f"--model {name}: no module {wrong.name!r}; it must be importable (PYTHONPATH=. for one in this folder)"
+            f"{option}{name}: no module {wrong.name!r}; it must be importable (PYTHONPATH=. for one in this folder)"
         ) from None
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise InputRefused(f"--model {name}: {module} has no callable {attribute!r}")
+        raise InputRefused(f"{option}{name}: {module} has no callable {attribute!r}")
     return cast("Callable[[], nn.Module]", found)
 
 

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from netspectra.faces.cli.forecast import Forecast
     from netspectra.plan import Plan
 
-__all__ = ["contents", "middle", "show_analysis", "show_formats", "show_metrics", "show_plan", "show_source"]
+__all__ = [
+    "contents",
+    "middle",
+    "show_analysis",
+    "show_formats",
+    "show_metrics",
+    "show_plan",
+    "show_source",
+    "terminal",
+]
 
 STYLE: dict[Level, str] = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "bold red"}
 # Columns of the table, the first to be dropped in a narrow window last.
@@ -40,7 +49,7 @@ COLUMNS = {
 NAME = 28
 
 
-def _console() -> Console:
+def terminal() -> Console:
     """Colours and width of the terminal; unlimited width where output is no terminal and COLUMNS is not set."""
     console = Console(highlight=False, emoji=False)
     if not sys.stdout.isatty() and "COLUMNS" not in console._environ:
@@ -87,7 +96,7 @@ def number(value: Value | None) -> str:
 
 def show_analysis(found: Analysis, *, verbose: bool = False) -> None:
     """Print the table of weights, then what stands out."""
-    console = _console()
+    console = terminal()
     source = found.source
     console.print(
         f"{printable(str(source['path']))}: {_plural(len(found), 'weight')}, "
@@ -290,7 +299,7 @@ def contents(source: Source, estimate: Forecast) -> dict[str, Any]:
 
 def show_source(source: Source, estimate: Forecast, *, verbose: bool = False) -> None:
     """Print what a source holds."""
-    console = _console()
+    console = terminal()
     size = sum(ref.numel * ITEMSIZE.get(ref.dtype, 0) for ref in source.tensors)
     console.print(
         f"{printable(source.path)}: {source.format}, {_plural(len(source.tensors), 'tensor')}, "
@@ -333,7 +342,7 @@ def _skipped_tensors(console: Console, source: Source, verbose: bool) -> None:
 
 def show_metrics(entries: Sequence[Mapping[str, str]]) -> None:
     """Print the glossary of metrics."""
-    console = _console()
+    console = terminal()
     for entry in entries:
         when = " with --thorough" if entry["when"] == "thorough" else ""
         head = Text(entry["name"], style="bold"), Text(entry["formula"], style="cyan")
@@ -348,7 +357,7 @@ def show_formats() -> None:
 
     from netspectra.sources import FORMATS
 
-    console = _console()
+    console = terminal()
     for reader in FORMATS.values():
         ready = all(find_spec(module) is not None for module in reader.needs)
         state = "ready" if ready else f"needs pip install 'netspectra[{reader.extra}]'"
@@ -357,7 +366,7 @@ def show_formats() -> None:
 
 def show_plan(plan: Plan) -> None:
     """What becomes of every site, what held-out data says, and plain rounding beside it."""
-    console = _console()
+    console = terminal()
     timed = any(d.before.milliseconds is not None for d in plan)
     columns = ["layer", "form", "size", "parameters", "kept", "loss", *(["ms"] if timed else [])]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

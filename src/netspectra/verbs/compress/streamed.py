@@ -24,7 +24,7 @@ from netspectra.live.build import skeleton, state_owners
 from netspectra.live.saved import Saved, save_tensors
 from netspectra.methods import METHODS
 from netspectra.plan import Cost, Decision, Plan
-from netspectra.verbs.compress.allocate import Budget, Choice, Component, allocate
+from netspectra.verbs.compress.allocate import Budget, Choice, Component, allocate, total
 from netspectra.verbs.compress.calibrate import Calibration, layers
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.weight import ITEMSIZE, Index, Selection, Source, TensorRef, Weight
@@ -32,7 +32,7 @@ from netspectra.weight import ITEMSIZE, Index, Selection, Source, TensorRef, Wei
 __all__ = ["compress_stream"]
 
 FACTORS, DENSE = "factors", "dense"
-Progress = Callable[[str, Weight], None]
+Progress = Callable[[str, float], None]
 
 
 def compress_stream(
@@ -42,7 +42,7 @@ def compress_stream(
     *,
     calibration: Calibration | None = None,
     plan: Plan | None = None,
-    progress: Progress = lambda step, weight: None,
+    progress: Progress = lambda what, share: None,
     largest: int = SHARD,
 ) -> tuple[Plan, Saved | None]:
     """Compress a checkpoint's matrices into factors, weight by weight.
@@ -56,7 +56,7 @@ def compress_stream(
         options: ``keep`` or ``parameters``, a selection, a method.
         calibration: moments of an earlier run on the same model; by default there is no data.
         plan: an earlier plan whose ranks are to be used; decisions of other forms are refused.
-        progress: called with ``plan`` or ``write`` and each weight that is done.
+        progress: called with what is being done and its share, 0 ... 1.
         largest: bytes of one file.
 
     Raises:
@@ -192,7 +192,7 @@ def _plan(source: Source, reader: _Reader, options: CompressOptions, progress: P
             rows = zip(curve.sizes, curve.parameters, curve.losses, strict=True)
             smaller = [Choice(light, FACTORS, int(r), _cost(matrix, int(p)), float(loss)) for r, p, loss in rows]
         choices.append((dense, *smaller))
-        progress("plan", matrix.weight)
+        progress("decompose", len(choices) / len(reader.matrices))
     before = sum(row[0].cost.parameters for row in choices)
     limit = options.parameters if options.parameters is not None else (options.keep or 0.5) * before
     if METHODS[reader.method].comparable and reader.calibration is not None:
@@ -205,12 +205,12 @@ def _plan(source: Source, reader: _Reader, options: CompressOptions, progress: P
     first = {row[0].site.name: row[0] for row in choices}
     decisions = tuple(_decision(first[one.site.name], one, reasons[one.site.name]) for one in chosen)
     whole = Cost(source.parameters, sum(ref.nbytes for ref in source.tensors))
-    saved = [(d.before.parameters - d.after.parameters, d.before.bytes - d.after.bytes) for d in decisions]
-    after = Cost(whole.parameters - sum(p for p, _ in saved), whole.bytes - sum(b for _, b in saved))
+    dense, decided = total(d.before for d in decisions), total(d.after for d in decisions)
+    after = Cost(whole.parameters - dense.parameters + decided.parameters, whole.bytes - dense.bytes + decided.bytes)
     return Plan(
         decisions,
         options={"method": reader.method, "keep": options.keep, "parameters": options.parameters, "stream": True},
-        totals={"before": whole, "after": after},
+        totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
         notes=(note, "planned without a live model: nothing was tried on held-out data"),
         fingerprint=source.fingerprint,
     )
@@ -261,7 +261,7 @@ def _ranks(plan: Plan, matrices: Mapping[str, _Matrix]) -> dict[str, int]:
 
 def _streamed(source: Source, reader: _Reader, ranks: Mapping[str, int], progress: Progress) -> Iterator[TensorRef]:
     """Every tensor in the order of the source: as it lies there, or the factors that take its place."""
-    bench = _Bench(reader, progress)
+    bench = _Bench(reader, len(ranks), progress)
     biases = {f"{name}.bias" for name in ranks if reader.matrices[name].bias is not None}
     for ref in source.tensors:
         name = ref.name.removesuffix(".weight")
@@ -289,7 +289,9 @@ class _Bench:
     """Where one matrix at a time is fitted: the next one takes its place."""
 
     reader: _Reader
+    wanted: int
     progress: Progress
+    done: int = 0
     name: str = ""
     held: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -299,7 +301,8 @@ class _Bench:
             self.name, self.held = name, {}
             (module,) = FORMS[FACTORS].fit(self.reader.site(name), rank).values()
             self.held = {key: tensor.detach() for key, tensor in module.state_dict().items()}
-            self.progress("write", self.reader.matrices[name].weight)
+            self.done += 1
+            self.progress("factor and write", self.done / self.wanted)
         return self.held
 
 

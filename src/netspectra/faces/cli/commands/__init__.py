@@ -11,8 +11,9 @@ FILES = (
     "inspect",
     "analyze",
     "report",
-    "compress",
     "geometry",
+    "trainability",
+    "compress",
     "demo",
     "lists",
 )

@@ -1,0 +1,315 @@
+"""Weights for which signals pass: orthogonal matrices, then scales that the Jacobian of each block asks for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from netspectra.errors import InputRefused
+from netspectra.live.batches import moved
+from netspectra.live.norm import operator_norm
+from netspectra.live.trace import Block, Call, Trace, freshly_normalized, plain_kernels, traced, widened
+from netspectra.live.untouched import untouched
+from netspectra.verbs.train.draws import Draw, Method, draws, is_norm
+from netspectra.verbs.train.initialization import Change, Initialization
+from netspectra.verbs.train.trainability import TrainabilityOptions, backward_profile, trainability
+
+__all__ = ["InitializeOptions", "initialize_"]
+
+STEP = 8.0  # largest factor of one round
+HUSHED = 1e-3  # of a branch that is to say nothing: at zero itself the slope of a ReLU is another one
+
+
+@dataclass(frozen=True)
+class InitializeOptions:
+    """How to initialise.
+
+    Attributes:
+        method: ``orthogonal`` (delta-orthogonal where a convolution permits), ``gaussian`` (variance 1 / fan in),
+            ``spectral`` (spectral norm sqrt(out / in), no Jacobian), ``keep`` (scale what is there).
+        target: rms singular value of the end-to-end Jacobian that plain networks are brought to.
+        branch: rms singular value of each residual branch over that of its stream; by default 1 / sqrt(branches).
+        rescale: whether the Jacobian may set scales after the draw.
+        tolerance: relative error of the gain of each block to stop at, and half of that of the whole.
+        rounds: most measurements.
+        include: names of parameters to touch, as globs; all by default.
+        exclude: names of parameters to leave alone.
+        seed: of draws and probes; the global generators are not touched.
+        start: as `TrainabilityOptions.start`.
+    """
+
+    method: Method = "orthogonal"
+    target: float = 1.0
+    branch: float | None = None
+    rescale: bool = True
+    tolerance: float = 0.02
+    rounds: int = 30
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    start: str = ""
+    measure: TrainabilityOptions = field(default_factory=TrainabilityOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if self.method not in get_args(Method):
+            raise InputRefused(f"method {self.method!r}: there are {', '.join(get_args(Method))}")
+        if not self.target > 0 or not self.tolerance > 0 or (self.branch is not None and self.branch < 0):
+            raise InputRefused("target and tolerance are positive, branch is not negative")
+
+    def accepts(self, name: str) -> bool:
+        """Whether a parameter may be touched."""
+        taken = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return taken and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+
+def initialize_(model: nn.Module, batch: Any, options: InitializeOptions = InitializeOptions()) -> Initialization:
+    """Initialise a network in place; see `netspectra.initialize_`."""
+    measure = TrainabilityOptions(
+        options.start, options.measure.exact, options.measure.probes, options.measure.steps, options.seed
+    )
+    before = trainability(model, batch, measure)
+    held = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    try:
+        changes = _drawn(model, options)
+        if options.method == "spectral":
+            _spectral(model, batch, options, changes)
+            rounds = 0
+        else:
+            rounds = _rescaled(model, batch, options, measure, changes) if options.rescale else 0
+        after = trainability(model, batch, measure)
+    except BaseException:
+        with torch.no_grad():
+            for parameter, value in held:
+                parameter.copy_(value)
+        raise
+    return Initialization(before, after, tuple(changes.values()), rounds, options.method, options.seed)
+
+
+def _drawn(model: nn.Module, options: InitializeOptions) -> dict[int, Change]:
+    """Write fresh values; one row a parameter, by its identity."""
+    generator = torch.Generator().manual_seed(options.seed)
+    changes: dict[int, Change] = {}
+    for draw in draws(model, options.method):
+        if not options.accepts(draw.name):
+            draw = Draw(draw.name, draw.parameter, reason="not asked for")
+        if draw.value is not None:
+            with torch.no_grad():
+                draw.parameter.copy_(draw.value(generator))
+        touched = draw.value is not None or draw.reason == "kept as it was"
+        changes[id(draw.parameter)] = Change(
+            draw.name, tuple(draw.parameter.shape), draw.scheme, draw.reason, draw.parameter, touched
+        )
+    if options.method != "keep":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+    return changes
+
+
+# -- scales by the Jacobian ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What is measured: the model itself, or a float32 copy whose parameters follow the model's."""
+
+    model: nn.Module
+    batch: Any
+    pairs: Sequence[tuple[Tensor, Tensor]]  # parameter of the copy, of the model
+
+    def update(self) -> None:
+        with torch.no_grad():
+            for mine, theirs in self.pairs:
+                if mine is not theirs:
+                    mine.copy_(theirs)
+
+
+def _subject(model: nn.Module, batch: Any) -> _Subject:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    subject, batch, _ = widened(model, moved(batch, device))
+    return _Subject(subject, batch, list(zip(subject.parameters(), model.parameters(), strict=True)))
+
+
+def _rescaled(
+    model: nn.Module, batch: Any, options: InitializeOptions, measure: TrainabilityOptions, changes: dict[int, Change]
+) -> int:
+    """Scale weights until every plain block has gain 1 and every branch its share; the number of measurements."""
+    subject = _subject(model, batch)
+    real = {id(mine): theirs for mine, theirs in subject.pairs}
+
+    def handles(block: Block) -> list[Tensor]:
+        found = [real[id(p)] for p in (_branch_end(block) if block.residual else _weights(block)) if id(p) in real]
+        return [p for p in found if changes[id(p)].touched]
+
+    silent = _silenced(subject, options, measure, handles)
+    scaled: set[int] = set()
+    for done in range(options.rounds):
+        worst, total = 1.0, 0.0
+        for block, gain, wanted in _wishes(subject, options, measure, silent):
+            parameters = handles(block)
+            if not parameters or not 0 < gain < math.inf or wanted <= 0:
+                continue
+            factor = max(1 / STEP, min(STEP, wanted / gain))
+            worst = max(worst, factor, 1 / factor)
+            total += 0.0 if block.residual else math.log(factor)
+            with torch.no_grad():
+                for parameter in parameters:
+                    change = changes[id(parameter)]
+                    each = factor ** (1 / len(parameters))
+                    parameter.mul_(each)
+                    change.scale *= each
+                    scaled.add(id(parameter))
+        subject.update()
+        if worst <= 1 + options.tolerance and abs(total) <= 2 * options.tolerance:
+            return done + 1
+    return options.rounds
+
+
+def _wishes(
+    subject: _Subject, options: InitializeOptions, measure: TrainabilityOptions, silent: Sequence[float]
+) -> list[tuple[Block, float, float]]:
+    """Each block with weights, what its weights do to gradients, and what they should."""
+    found: list[tuple[Block, float, float]] = []
+
+    def look(trace: Trace) -> None:
+        gains = _gains(trace, measure)
+        plain = [block for block in trace.blocks if _weights(block) and not block.residual]
+        branches = sum(block.residual for block in trace.blocks)
+        share = options.branch if options.branch is not None else 1 / math.sqrt(max(branches, 1))
+        normal = any(is_norm(call.module) for block in trace.blocks for call in block.calls)
+        each = options.target ** (1 / max(len(plain), 1)) if not branches and not normal else 1.0
+        for block, gain, base in zip(trace.blocks, gains, silent, strict=True):
+            if block.residual:
+                own = math.sqrt(max(gain * gain - base * base, (1e-3 * base) ** 2))
+                found.append((block, own, share * base))
+            elif _weights(block):
+                found.append((block, gain, each))
+
+    _look(subject, options, look)
+    return found
+
+
+def _silenced(
+    subject: _Subject,
+    options: InitializeOptions,
+    measure: TrainabilityOptions,
+    handles: Callable[[Block], list[Tensor]],
+) -> list[float]:
+    """The gain of every block while the residual branches say nothing."""
+    held: list[tuple[Tensor, Tensor]] = []
+
+    def silence(trace: Trace) -> None:
+        for block in trace.blocks:
+            if block.residual:
+                held.extend((p, p.detach().clone()) for p in handles(block))
+
+    gains: list[float] = []
+    _look(subject, options, silence)
+    with torch.no_grad():
+        for parameter, _ in held:
+            parameter.mul_(HUSHED)
+    subject.update()
+    try:
+        _look(subject, options, lambda trace: gains.extend(_gains(trace, measure)))
+    finally:
+        with torch.no_grad():
+            for parameter, value in held:
+                parameter.copy_(value)
+        subject.update()
+    return gains
+
+
+def _look(subject: _Subject, options: InitializeOptions, see: Callable[[Trace], None]) -> None:
+    """Show a trace of the present weights."""
+    with untouched(subject.model), plain_kernels():
+        freshly_normalized(subject.model, subject.batch)
+        see(traced(subject.model, subject.batch, options.start))
+
+
+def _gains(trace: Trace, measure: TrainabilityOptions) -> list[float]:
+    """By what factor the gradient from the output changes in each block."""
+    if not bool(trace.output.isfinite().all()):
+        raise InputRefused("the output is not finite: check the batch, and parameters that are left alone")
+    sizes = [cut.numel() // trace.samples for cut in trace.cuts]
+    along = backward_profile(trace, sizes, measure)
+    return [float(a / b) if b > 0 else 0.0 for a, b in itertools.pairwise(along)]
+
+
+def _weights(block: Block) -> list[Tensor]:
+    """The matrices of a block whose scale is its scale: no norm comes after them."""
+    last = max((call.began for call in block.calls if is_norm(call.module)), default=0)
+    return [p for call in block.calls if call.mixes and call.ended > last for p in _own(call)]
+
+
+def _own(call: Call) -> list[Tensor]:
+    module = call.module
+    if isinstance(module, nn.MultiheadAttention):
+        return [module.out_proj.weight]
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return [p for name, p in module.named_parameters(recurse=False) if name.startswith("weight_ih")]
+    return [p for p in module.parameters(recurse=False) if p.dim() > 1]
+
+
+def _branch_end(block: Block) -> list[Tensor]:
+    """What scales a residual branch: its last weight matrix, or the norm that comes after it."""
+    inner = [c for c in block.calls if c.name not in block.skipped or c.mixes]
+    for call in sorted(inner, key=lambda c: -c.ended):
+        if call.mixes:
+            return _own(call)
+        weight = getattr(call.module, "weight", None)
+        if is_norm(call.module) and isinstance(weight, nn.Parameter):
+            return [weight]
+    return []
+
+
+# -- spectral condition ----------------------------------------------------------------------------------------------
+
+
+def _spectral(model: nn.Module, batch: Any, options: InitializeOptions, changes: dict[int, Change]) -> None:
+    """Scale every matrix to spectral norm sqrt(out / in) (Yang, Simon & Bernstein 2023, arXiv 2310.17813)."""
+    subject = _subject(model, batch)
+    real = {id(mine): theirs for mine, theirs in subject.pairs}
+    grids: dict[int, tuple[int, ...]] = {}
+
+    def see(trace: Trace) -> None:
+        for block in trace.blocks:
+            for call in block.calls:
+                grids.update({id(real[id(p)]): call.received for p in call.module.parameters(recurse=False)})
+
+    _look(subject, options, see)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            change = changes[id(p)]
+            if p.dim() < 2 or not change.touched or not change.scheme:
+                continue
+            change.scheme = "Gaussian, spectral norm sqrt(out / in)"
+            change.scale *= _to_condition(module, p, grids.get(id(p), ()), name)
+
+
+def _to_condition(module: nn.Module, p: Tensor, received: tuple[int, ...], name: str) -> float:
+    """Scale one parameter to the condition; the factor."""
+    out, into = p.shape[0], p.shape[1]
+    if "Conv" in type(module).__name__ and p.dim() > 2:
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.conv._ConvTransposeNd)
+        out, into = module.out_channels, module.in_channels
+        dims = p.dim() - 2
+        grid = received[-dims:] if len(received) > dims else (16, 16, 16)[:dims]
+        norm = operator_norm(module, grid, tolerance=1e-3, bound=False).value
+    else:
+        if type(module).__name__ == "Conv1D":
+            out, into = into, out
+        if name == "in_proj_weight":
+            out //= 3
+        norm = float(torch.linalg.matrix_norm(p.detach().double(), ord=2))
+    factor = math.sqrt(out / into) / norm if norm > 0 else 1.0
+    with torch.no_grad():
+        p.mul_(factor)
+    return factor
