@@ -146,7 +146,7 @@ def _planar_page(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
         "GANs on points of the plane: modes held of 5 seeds (a mode counts with a fifth of its share within three "
         "standard deviations), share of samples near a mode, largest Jacobian of the critic on data and samples, "
         f"product of its norms, mean |D| on data. {planar.STEPS} steps; critic and generator have 3 layers of width "
-        f"{planar.WIDTH}; the non-saturating logistic loss but for WGAN-GP, which has {planar.CRITIC_STEPS} critic steps.",
+        f"{planar.WIDTH}; non-saturating logistic loss, but for WGAN-GP, with {planar.CRITIC_STEPS} critic steps.",
         table(head, lines),
         "![Samples of the first seed; data in orange](planar.png)",
     )
