@@ -62,7 +62,9 @@ def covered(name: str, folder: Path, *, exports: bool) -> dict[str, Any]:
         "same": bool(torch.equal(answer(back, batch), after)),
     }
     if exports:
-        row["compiled"] = works(lambda: close(answer(torch.compile(model, fullgraph=True, backend="aot_eager"), batch), after))
+        row["compiled"] = works(
+            lambda: close(answer(torch.compile(model, fullgraph=True, backend="aot_eager"), batch), after)
+        )
         row["pt2"] = works(lambda: pt2(model, architecture.batch(0, 2), batch, after, folder / f"{name}.pt2"))
         row["onnx"] = works(lambda: onnx(model, architecture.batch(0, 2), batch, after, folder / f"{name}.onnx"))
     return row

@@ -92,7 +92,7 @@ def test_different_architectures_are_told():
 
 def test_agreement_is_kendalls_w():
     sizes = rank([ns.analyze(model(scale)) for scale in (3, 1, 2)], metrics=["frobenius_norm", "spectral_norm"])
-    assert sizes.agreement == 1
+    assert sizes.agreement == 1 and 0.8 < sizes.chance < 1  # of three, two random rankings often nearly agree
     reverse = rank([diagonal([[1, 1, x, x]]) for x in (0.2, 0.5, 0.8)], metrics=["condition_number", "effective_rank"])
     assert reverse["condition_number"].ranks == (3, 2, 1) and reverse["effective_rank"].ranks == (1, 2, 3)
     assert reverse.agreement == 1

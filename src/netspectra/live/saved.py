@@ -105,6 +105,7 @@ def save_tensors(
     source: Source | None = None,
     tied: Mapping[str, str] | None = None,
     describe: Callable[[Path], None] | None = None,
+    stock: bool = False,
     largest: int = SHARD,
 ) -> Saved:
     """Write tensors, which may still lie in files, and what `load` has to rebuild for them; one in memory at a time.
@@ -116,17 +117,19 @@ def save_tensors(
         source: whose small files go along.
         tied: other names of tensors, and the name they are written under.
         describe: writes the config into the folder; where there is one, transformers builds the model.
+        stock: the config says all there is to know, so that transformers' own loader finds the weights, too.
         largest: bytes of one file.
     """
+    ours = describe is not None and not stock
     with new_folder(to) as folder:
         notes = _beside(folder, source)
         if describe is not None:
             describe(folder)
         manifest = {"format": 1, "replacements": [one.to_dict() for one in records]} | ({"tied": tied} if tied else {})
-        write_shards(folder, refs, stem="netspectra" if describe is not None else "model", largest=largest)
+        write_shards(folder, refs, stem="netspectra" if ours else "model", largest=largest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         size = _bytes(folder)
-    return Saved(str(to), size, describe is None and not records, len(records), tuple(notes))
+    return Saved(str(to), size, not ours and not records, len(records), tuple(notes))
 
 
 def load(source: Source, model: nn.Module | None = None) -> nn.Module:

@@ -73,9 +73,9 @@ class Ranking:
         candidates: their names.
         paired: whether all hold the same weights (names and shapes), so that means are over the same ones.
         metrics: one a metric, in the order asked for.
-        agreement: Kendall's W over the metrics all of whose values are known: 1 if all rank alike or in reverse (each
-            is turned so that it goes with the first), 0 if they have nothing in common; None with fewer than two
-            metrics or candidates.
+        agreement: Kendall's W over the metrics all of whose values are known, each turned so that it goes with the
+            first: 1 if all rank alike or in reverse; None with fewer than two metrics that rank.
+        chance: what as many random rankings give on average (not 0, since they are turned too).
         caution: what must not be concluded.
     """
 
@@ -83,6 +83,7 @@ class Ranking:
     paired: bool
     metrics: tuple[RankedMetric, ...]
     agreement: float | None
+    chance: float | None
     caution: str = CAUTION
 
     def __getitem__(self, name: str) -> RankedMetric:
@@ -139,7 +140,10 @@ class Ranking:
                 "The candidates do not hold the same weights: differences of architecture are in the numbers."
             )
         if self.agreement is not None:
-            remarks.append(f"Agreement of the metrics, in either direction: Kendall's W = {self.agreement:.2f}.")
+            remarks.append(
+                f"Agreement of the metrics, in either direction: Kendall's W = {self.agreement:.2f}; random rankings "
+                f"give {self.chance:.2f}."
+            )
         return [*remarks, self.caution]
 
 
@@ -188,7 +192,10 @@ def rank(
     paired = all(key == keys[0] for key in keys)
     rng = np.random.default_rng(seed)
     rows = tuple(_ranked(entry.name, named, paired, rng) for entry in entries)
-    return Ranking(tuple(named), paired, rows, _agreement([row.ranks for row in rows]))
+    agreement = _agreement([row.ranks for row in rows])
+    known = sum(None not in row.ranks for row in rows)
+    chance = None if agreement is None else _by_chance(known, len(named), rng)
+    return Ranking(tuple(named), paired, rows, agreement, chance)
 
 
 def _named(candidates: Mapping[str, Analysis | str | Path] | Sequence[Analysis | str | Path]) -> dict[str, Analysis]:
@@ -271,3 +278,10 @@ def _agreement(rows: Sequence[Sequence[float | None]]) -> float | None:
     sums = np.sum(turned, axis=0)
     most = float(np.sum([np.sum((row - row.mean()) ** 2) for row in turned])) * len(turned)
     return min(1.0, float(((sums - sums.mean()) ** 2).sum() / most)) if most > 0 else None
+
+
+def _by_chance(rankings: int, candidates: int, rng: np.random.Generator) -> float:
+    """Mean agreement of so many random rankings of so many candidates."""
+    places = np.arange(1.0, candidates + 1)
+    drawn = [_agreement([rng.permutation(places).tolist() for _ in range(rankings)]) for _ in range(DRAWS)]
+    return float(np.mean([one for one in drawn if one is not None]))
