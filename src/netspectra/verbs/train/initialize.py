@@ -25,8 +25,8 @@ from netspectra.verbs.train.trainability import TrainabilityOptions, backward_pr
 __all__ = ["InitializeOptions", "initialize_"]
 
 STEP = 8.0  # largest factor of one round
-BOLD = 6  # rounds that go the whole way; then, where layers keep answering each other (GELU), part of it
-CALM = 0.35
+BOLD = 6  # rounds that go the whole way; then, where blocks keep answering each other (GELU), a part of it
+CALM = 0.2
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class InitializeOptions:
     branch: float | None = None
     rescale: bool = True
     tolerance: float = 0.02
-    rounds: int = 30
+    rounds: int = 60
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
@@ -153,6 +153,7 @@ def _rescaled(
 
     for done in range(options.rounds):
         worst, total = 1.0, 0.0
+        power = 1.0 if done < BOLD else CALM
         for block, gain, wanted in _wishes(subject, options, measure):
             parameters = handles(block)
             if not parameters or not 0 < gain < math.inf or wanted <= 0:
@@ -163,7 +164,7 @@ def _rescaled(
             with torch.no_grad():
                 for parameter in parameters:
                     change = changes[id(parameter)]
-                    each = factor ** ((1.0 if done < BOLD else CALM) / len(parameters))
+                    each = factor ** (power / len(parameters))
                     parameter.mul_(each)
                     change.scale *= each
         subject.update()
