@@ -26,7 +26,7 @@ ALLOWED = {
     "findings": GROUND,
     "runfile": GROUND | {"findings", "runfile"},
     "run": GROUND | {"weight", "run"},
-    "figures": GROUND | {"metrics"},
+    "figures": GROUND | {"metrics", "report"},
     "methods": GROUND | {"methods"},
     "forms": GROUND | {"methods", "forms"},
     "plan": BASE | {"plan", "analysis", "report"},

@@ -732,12 +732,16 @@ def test_geometry_strings_run_nothing(visit: Any) -> None:
 def test_a_report_shows_the_geometries_asked_for(visit: Any) -> None:
     plain = visit(transformer(2)).page
     assert not plain.locator("#geometry").is_visible()
-    both = [looked_at(name="one"), looked_at(name="two", kind="other")]
+    both = [looked_at(name="one"), looked_at(name="stem.0.conv.weight", kind="other")]
     page = visit(render(transformer(2), GLOSSARY, both), reduced_motion="reduce").page
     assert page.locator(".bar a[href='#geometry']").is_visible()
     assert page.inner_text("#geometry-hint").startswith("linear, 12 inputs to 12 outputs")
-    page.locator("#geometry-controls select").select_option(label="two")
+    page.locator("#geometry-controls select").select_option(label="stem.0.conv.weight")
     assert page.inner_text("#geometry-hint").startswith("other")
+    page.locator("#geometry-controls select").select_option(label="one")
+    page.locator("#table tbody tr").nth(1).click()  # of this weight there is a geometry
+    assert page.inner_text("#geometry-hint").startswith("other")
+    assert page.locator("#details a[href='#geometry']").count() == 1
     page.locator("#theme").click()
     page.locator("#theme").click()
     assert page.locator("#geometry canvas").count() == 2
@@ -747,7 +751,7 @@ def test_a_report_shows_the_geometries_asked_for(visit: Any) -> None:
 def test_two_thousand_rows_stay_usable(visit: Any) -> None:
     page = visit(large(2000, 64)).page
     assert page.locator("#table tbody tr").count() == 100
-    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Next", exact=True).click()
     assert "101 to 200 of 2\u2009000" in page.inner_text("#shown")
     page.locator("#search").fill("layers.333.q_proj")
     assert page.locator("#table tbody tr").count() == 1
@@ -783,4 +787,4 @@ def test_drawing_time_of_300_layers_of_4096(visit: Any) -> None:
         f"300 x 4096: table after {times['tableMs']} ms, first chart after {times['chartsMs']} ms,"
         f" of which the library takes {times['libraryMs']} ms and the drawing {times['drawMs']} ms"
     )
-    assert int(times["chartsMs"]) < 10_000
+    assert int(times["tableMs"]) + int(times["drawMs"]) < 5_000  # ours; the library's own start is not

@@ -101,6 +101,15 @@ def test_every_rule_is_tried_and_complete():
         assert any(name.startswith((rule.name, "label", "goodness")) for rule in RULES), name
 
 
+def test_what_was_studied_is_said_and_its_figures_exist():
+    """A rule that names the study names one whose results are there."""
+    studied = [rule for rule in RULES if rule.study]
+    assert {rule.name for rule in studied} == {"concentrated", "wide", "heavy-tailed", "flat"}
+    home = Path(__file__).parent.parent
+    assert all((home / rule.study.partition(":")[0] / "results.json").is_file() for rule in studied)
+    assert "not supported" in rules(power(1.6))["wide"].evidence["study"]
+
+
 def test_a_rule_needs_its_whole_interval():
     s = ns.svdvals(power(3))
     for low, high, expected in ((2.5, 5.5, True), (1.5, 5.5, False), (2.5, 6.5, False)):

@@ -105,7 +105,8 @@ def one_format(name: str, count: Callable[[str, str], int], seed: int, failures:
                     print(f"{name}: {done} done, {failed} failed", file=sys.stderr, flush=True)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {
-        "format": name, "inputs": done, "failed": failed, "read": endings["read"] + endings["read, empty"],
+        "format": name, "seed": seed, "inputs": done, "failed": failed,
+        "read": endings["read"] + endings["read, empty"],
         "cpu_seconds": round(time.process_time() - began, 1), "slowest_ms": round(1000 * slowest, 1),
         "memory_grown_mb": round(grown), "endings": dict(endings.most_common()),
     }  # fmt: skip
@@ -118,11 +119,20 @@ def main(quick: bool = False, count: int = 0, only: str = "", seed: int = 1) -> 
     def wanted(name: str, kind: str) -> int:
         return count or (1000 if quick else 1_000_000 if (name, kind) in MILLION else 25_000)
 
-    names = [name for name in FORMATS if not only or name in only.split(",")]
-    rows = []
-    for name in names:
-        rows.append(one_format(name, wanted, seed, HERE / "failures"))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    for name in FORMATS:
+        if only and name not in only.split(","):
+            continue
+        row = one_format(name, wanted, seed, HERE / "failures")
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if not quick and not count:
+            _kept(row)  # format by format: the whole takes an hour
+
+
+def _kept(row: dict[str, Any]) -> None:
+    """Put a format's row among those kept before."""
+    file = HERE / "results.json"
+    before = json.loads(file.read_text())["formats"] if file.exists() else []
+    rows = sorted([*(r for r in before if r["format"] != row["format"]), row], key=lambda r: r["format"])
     shown = [
         [r["format"], f"{r['inputs']:,}", r["failed"], f"{r['read']:,}", len(r["endings"]), r["slowest_ms"],
          r["cpu_seconds"], r["memory_grown_mb"]] for r in rows
@@ -130,10 +140,7 @@ def main(quick: bool = False, count: int = 0, only: str = "", seed: int = 1) -> 
     head = ["format", "inputs", "failed", "read", "kinds of ending", "slowest, ms", "CPU s", "memory grown, MB"]
     kinds = [[r["format"], ending, f"{count:,}"] for r in rows for ending, count in r["endings"].items()]
     page = f"{table(head, shown)}\n\n## How they ended\n\n{table(['format', 'ending', 'inputs'], kinds)}"
-    if quick or count or only:
-        print(page)
-        return
-    keep(HERE, "Spoilt files against every header reader", {"seed": seed, "formats": rows}, page)
+    keep(HERE, "Spoilt files against every header reader", {"formats": rows}, page)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Estimate:
     count: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: round(v, 4) if k != "p" and isinstance(v, float) else v for k, v in asdict(self).items()}
+        return {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def estimate(value: float, draws: np.ndarray, count: int) -> Estimate:
@@ -115,7 +115,8 @@ def kendall(data: Table, predictor: str, target: str) -> float | None:
     """Kendall's tau-b over all networks."""
     x, y = data.columns[predictor], data.columns[target]
     known = np.isfinite(x) & np.isfinite(y)
-    tau = float(kendalltau(x[known], y[known]).statistic) if known.sum() >= FEW else math.nan
+    found: Any = kendalltau(x[known], y[known])
+    tau = float(found.statistic) if known.sum() >= FEW else math.nan
     return round(tau, 4) if math.isfinite(tau) else None
 
 
@@ -161,5 +162,5 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     least = 0.0
     for rank, (value, place) in enumerate(known):
         least = max(least, min(1.0, value * (len(known) - rank)))
-        adjusted[place] = least
+        adjusted[place] = float(f"{least:.3g}")
     return adjusted

@@ -18,7 +18,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def families(grid: Grid, kept: Path | None, tell: Callable[[str], None]) -> Rows:
-    """The rows of every task; ``kept`` is a file of one stack a line, begun or continued."""
+    """The rows of every task, but for networks that diverged; ``kept``: one stack a line, begun or continued."""
     tasks = {name: make() for name, make in TASKS.items()}
     settings = [asdict(grid), RATES, DECAYS, EXAMPLES, {name: task.fingerprint for name, task in tasks.items()}]
     identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -35,7 +35,7 @@ def families(grid: Grid, kept: Path | None, tell: Callable[[str], None]) -> Rows
         if (name, place) in done:
             continue
         started = time.process_time()
-        found = measure(tasks[name], train(tasks[name], stack, grid.steps))
+        found = measure(tasks[name], train(tasks[name], stack, grid.steps).converged())
         seconds = time.process_time() - started
         rows[name] += found
         done.add((name, place))

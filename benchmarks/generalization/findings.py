@@ -15,9 +15,10 @@ from benchmarks.generalization.association import (
     granulated,
     holm,
     kendall,
+    pairs,
     spearman,
 )
-from benchmarks.generalization.numbers import NORMS, TARGETS, TRAINING, Table
+from benchmarks.generalization.numbers import NORMS, TARGETS, TRAINING, Table, table
 from benchmarks.generalization.sentences import HYPOTHESES, LEAST, Hypothesis
 
 ALPHA = 0.05
@@ -46,6 +47,21 @@ def predictors(data: Table) -> list[dict[str, Any]]:
                 "beyond": beyond(data, name, target, GIVEN, generator(name, target, "beyond")).to_dict(),
             }
         found.append(row)
+    return found
+
+
+def by_part(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Psi of every metric with the gap, for first, inner and last matrices apart: part -> task -> metric."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for part in ("first", "inner", "classifier"):
+        for task, some in rows.items():
+            data = table(some, part)
+            names = [name for name, group in data.group.items() if group in ("size", "shape")]
+            answers = {n: granulated(data, n, "gap", generator(n, part))[0].to_dict() for n in names}
+            found.setdefault(part, {})[task] = answers
+    flat = [one for tasks in found.values() for answers in tasks.values() for one in answers.values()]
+    for one, p in zip(flat, holm([one["p"] for one in flat]), strict=True):
+        one["holm"] = p
     return found
 
 
@@ -106,15 +122,14 @@ def outcome(sign: int, answers: list[dict[str, Any]]) -> str:
 def levels(data: Table) -> dict[str, Any]:
     """How large the outcomes are, and how far a second seed repeats the first."""
     ratios = np.array([lead / other for row in data.rows for lead, other in row["push"]])
-    first, second = (data.axes["seed"] == seed for seed in (0, 1))
     quantiles = {
         name: np.quantile(data.columns[name], [0, 0.25, 0.5, 0.75, 1]).round(4).tolist()
         for name in (*TARGETS, "train_accuracy", "train_loss")
     }
+    first, second = pairs(data)["seed"]
     again = {
         name: correlation(data.columns[name][first], data.columns[name][second], generator("again")).to_dict()
         for name in TARGETS
-        if first.sum() == second.sum()
     }
     known = {name: int(np.isfinite(data.columns[name]).sum()) for name in ("alpha", "hill_alpha", "farms_alpha")}
     push = np.quantile(ratios, [0.05, 0.5, 0.95]).round(3).tolist()

@@ -13,8 +13,8 @@ from netspectra.metrics import METRICS
 from netspectra.verdicts import RULES
 
 TARGETS = ("gap", "test_accuracy")
-TRAINING = ("train_loss", "train_accuracy", "margin", "sharpness")
-NORMS = (
+TRAINING: tuple[str, ...] = ("train_loss", "train_accuracy", "margin", "sharpness")
+NORMS: tuple[str, ...] = (
     "parameters",
     "log_frobenius_product",
     "log_spectral_product",
@@ -25,6 +25,8 @@ NORMS = (
 DERIVED = ("share_of_first", "flatness", "spread", "alpha_distance", "twin_spikes")
 SAME = {"count": "a constant of the architecture", "sigma_max": "spectral_norm by another name"}
 LOGARITHMIC = {entry.name for entry in METRICS.values() if entry.degree == 1} | {"condition_number"}
+# Which of a network's matrices a metric is averaged over.
+PARTS = {"hidden": slice(None, -1), "first": slice(1), "inner": slice(1, -1), "classifier": slice(-1, None)}
 SPOKEN = ("heavy-tailed", "wide", "flat", "looks-untrained", "compressible", "correlation-trap", "outlier-spike")
 
 
@@ -58,16 +60,16 @@ class Table:
         )
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Gather the rows, in the order of the grid."""
+def table(rows: Sequence[dict[str, Any]], part: str = "hidden") -> Table:
+    """Gather the rows, in the order of the grid; metrics are over one of `PARTS`."""
     rows = sorted(rows, key=lambda row: tuple(map(str, row["network"].values())))
     axes = {name: np.array([row["network"][name] for row in rows]) for name in rows[0]["network"]}
     plain = (*TARGETS, "test_loss", "noise_drop", "feature_dimension", *TRAINING, *NORMS)
     columns = {name: np.array([row[name] for row in rows], dtype=float) for name in plain}
-    group = dict.fromkeys(TRAINING, "training") | dict.fromkeys(NORMS, "norm")
+    group: dict[str, str] = dict.fromkeys(TRAINING, "training") | dict.fromkeys(NORMS, "norm")
     for name in (*METRICS, *DERIVED):
         if name not in SAME:
-            columns[name] = np.array([over_hidden(row["layers"], name) for row in rows])
+            columns[name] = np.array([averaged(row["layers"][PARTS[part]], name) for row in rows])
             group[name] = "shape" if name in DERIVED or METRICS[name].degree == 0 else "size"
     columns["erg_gap_size"] = np.abs(columns["erg_gap"])
     group["erg_gap_size"] = "shape"
@@ -81,9 +83,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table(axes, columns, rows, group)
 
 
-def over_hidden(layers: Sequence[dict[str, float | None]], name: str) -> float:
-    """Mean over all matrices but the classifier's, logarithms where the metric is a size; unknown ones are left out."""
-    values = [layer[name] for layer in layers[:-1] if layer[name] is not None]
+def averaged(layers: Sequence[dict[str, float | None]], name: str) -> float:
+    """Mean over matrices, logarithms where the metric is a size; unknown ones are left out."""
+    values = [value for layer in layers if (value := layer[name]) is not None]
     if name in LOGARITHMIC:
         values = [math.log10(value) for value in values if value > 0]
     return float(np.mean(values)) if values else math.nan

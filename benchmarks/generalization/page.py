@@ -89,6 +89,18 @@ def predictor_table(found: Mapping[str, Sequence[Found]]) -> str:
     return table(head, rows)
 
 
+def part_table(found: Mapping[str, Mapping[str, Mapping[str, Found]]]) -> str:
+    """Metrics that are sure in some part of the network in both data sets."""
+    tasks = list(next(iter(found.values())))
+    rows = []
+    for part, answers in found.items():
+        for name in answers[tasks[0]]:
+            both = [answers[task][name] for task in tasks]
+            if all(one["value"] is not None and one["holm"] < 0.05 for one in both):
+                rows.append([part, name, *map(told, both)])
+    return table(["matrices", "metric", *tasks], rows)
+
+
 def axis_table(found: Mapping[str, Sequence[Found]], shown: Sequence[str]) -> str:
     rows = []
     for name, both in by_predictor(found):

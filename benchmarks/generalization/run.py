@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.generalization.families import families
-from benchmarks.generalization.findings import correct, holding, levels, predictors, sentences, unseen
+from benchmarks.generalization.findings import by_part, correct, holding, levels, predictors, sentences, unseen
 from benchmarks.generalization.numbers import table
 from benchmarks.generalization.page import (
     axis_table,
     beyond_table,
     constant,
     held_lines,
+    part_table,
     picture,
     predictor_table,
     sentence_table,
@@ -71,6 +72,12 @@ predictors, targets and data sets.
 
 {levels}
 
+## What holds in both
+
+Predictors of the gap whose Ψ has one sign in both data sets, stands after Holm's correction and is at least 0.2:
+
+{held}
+
 ## The four sentences
 
 Written down before any correlation was computed (`sentences.py`). The push ratio is how far the logits of a test input
@@ -81,12 +88,6 @@ The numbers are Ψ.
 
 A push along the leading direction moves the logits {push}.
 
-## What holds in both
-
-Predictors of the gap whose Ψ has one sign in both data sets, stands after Holm's correction and is at least 0.2:
-
-{held}
-
 ## Every predictor
 
 *Size* is what grows with the weights (norms, edges, alpha-hat); *shape* is what does not (ranks, exponents, spikes).
@@ -95,9 +96,17 @@ Predictors of the gap whose Ψ has one sign in both data sets, stands after Holm
 
 Unknown or the same in all networks, and so left out: {left_out}.
 
+## By the place of the matrix
+
+Ψ with the gap of the first matrix alone, of those between hidden layers, and of the classifier; only metrics that stand
+after Holm's correction in both data sets:
+
+{parts}
+
 ## Within one hyper-parameter
 
-Kendall's correlation with the gap among networks that differ in that alone (digits / manual):
+Kendall's correlation with the gap among networks that differ in that alone (digits / manual). A Ψ near 0 can hide
+opposite signs.
 
 {axes}
 
@@ -134,8 +143,10 @@ def level_lines(found: dict[str, Any]) -> str:
             else f"; the gap of the second seed has a rank correlation of {again:.2f} with the first"
         )
         lines.append(
-            f"- {task}: gap {q['gap'][0]:.2f} ... {q['gap'][4]:.2f} (median {q['gap'][2]:.2f}), test accuracy "
-            f"{q['test_accuracy'][0]:.2f} ... {q['test_accuracy'][4]:.2f} (median {q['test_accuracy'][2]:.2f}), "
+            f"- {task}: {one['networks']} networks ({one['diverged']} more diverged and are left out), "
+            f"gap {q['gap'][0]:.2f} ... {q['gap'][4]:.2f} (median {q['gap'][2]:.2f}), "
+            f"test accuracy {q['test_accuracy'][0]:.2f} ... {q['test_accuracy'][4]:.2f} "
+            f"(median {q['test_accuracy'][2]:.2f}), "
             f"training accuracy {q['train_accuracy'][0]:.2f} ... {q['train_accuracy'][4]:.2f}{repeat}."
         )
     return "\n".join(lines)
@@ -174,6 +185,7 @@ def page(data: dict[str, Any], steps: int) -> str:
         held=held_lines(data["held"]),
         predictors=predictor_table(data["predictors"]),
         left_out=", ".join(gone) or "none",
+        parts=part_table(data["parts"]),
         axes=axis_table(data["predictors"], SHOWN),
         beyond=beyond_table(data["predictors"]),
         unseen=unseen_table(data["unseen"]),
@@ -188,11 +200,13 @@ def main(quick: bool = False) -> None:
 
     grid = QUICK if quick else Grid()
     with threads(1):
-        tables = {name: table(rows) for name, rows in families(grid, None if quick else KEPT, tell).items()}
+        rows = families(grid, None if quick else KEPT, tell)
+        tables = {name: table(some) for name, some in rows.items()}
         data: dict[str, Any] = {
-            "levels": {name: levels(one) for name, one in tables.items()},
+            "levels": {name: levels(one) | {"diverged": grid.count - len(one)} for name, one in tables.items()},
             "sentences": sentences(tables),
             "predictors": {name: predictors(one) for name, one in tables.items()},
+            "parts": by_part(rows),
             "unseen": {name: unseen(one) for name, one in tables.items()},
         }
     correct(data["predictors"])

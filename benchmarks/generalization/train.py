@@ -67,6 +67,10 @@ class Grid:
     def axes(self) -> dict[str, tuple[Any, ...]]:
         return {name: values for name, values in asdict(self).items() if name != "steps"}
 
+    @property
+    def count(self) -> int:
+        return math.prod(len(values) for values in self.axes.values())
+
     def stacks(self) -> Iterator[tuple[Network, ...]]:
         """Networks of one architecture and optimizer, some at a time, in a mixed order that is always the same."""
         networks = [Network(*point) for point in itertools.product(*self.axes.values())]
@@ -101,6 +105,15 @@ class Trained:
     x: Tensor
     y: Tensor
     count: Tensor
+
+    def converged(self) -> Trained:
+        """Without the networks that diverged."""
+        finite = torch.stack([w.isfinite().flatten(1).all(1) for w in (*self.weights, *self.biases)]).all(0)
+        if finite.all():
+            return self
+        networks = tuple(net for net, kept in zip(self.networks, finite.tolist(), strict=True) if kept)
+        weights, biases, start = ([w[finite] for w in part] for part in (self.weights, self.biases, self.start))
+        return Trained(networks, weights, biases, start, self.x[finite], self.y[finite], self.count[finite])
 
 
 def forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:

@@ -94,7 +94,12 @@ class VerdictsTable(Registered):
         from netspectra.verdicts import RULES
 
         rows = [
-            [code(rule.name), text(rule.level), text(rule.standing), [*text(rule.advice), *small(rule.reference)]]
+            [
+                code(rule.name),
+                text(rule.level),
+                text(rule.standing),
+                [*text(rule.advice), *(text(rule.study) if rule.study else []), *small(rule.reference)],
+            ]
             for rule in RULES
         ]
         return table(["Rule", "Level", "Standing", "What to do"], [20, 10, 14, 56], rows)

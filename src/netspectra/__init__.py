@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     from netspectra.linalg.svd import svd
     from netspectra.linalg.values import svdvals
     from netspectra.live.norm import operator_norm
+    from netspectra.live.penalties import OrthogonalityPenalty, SpectralPenalty
     from netspectra.plan import Plan
     from netspectra.sources import open
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
+    from netspectra.verbs.rank import rank
     from netspectra.verbs.train.findings import Trainability
     from netspectra.verbs.train.initialization import Initialization
+    from netspectra.verbs.train.lipschitz import lipschitz
+    from netspectra.verbs.train.normalize import normalize_, spectral_norm
 
 __all__ = [
     "Analysis",
@@ -46,7 +50,9 @@ __all__ = [
     "InputRefused",
     "NetspectraError",
     "NotDecomposable",
+    "OrthogonalityPenalty",
     "Plan",
+    "SpectralPenalty",
     "Spectrum",
     "Trainability",
     "__version__",
@@ -54,10 +60,14 @@ __all__ = [
     "compress",
     "geometry",
     "initialize_",
+    "lipschitz",
     "load",
+    "normalize_",
     "open",
     "operator_norm",
+    "rank",
     "save",
+    "spectral_norm",
     "svd",
     "svdvals",
     "trainability",
@@ -80,12 +90,18 @@ _HOME = {
     "svd": "netspectra.linalg.svd",
     "svdvals": "netspectra.linalg.values",
     "operator_norm": "netspectra.live.norm",
+    "OrthogonalityPenalty": "netspectra.live.penalties",
+    "SpectralPenalty": "netspectra.live.penalties",
     "Plan": "netspectra.plan",
     "open": "netspectra.sources",
     "CompressOptions": "netspectra.verbs.compress.options",
     "Geometry": "netspectra.verbs.geometry",
+    "rank": "netspectra.verbs.rank",
     "Trainability": "netspectra.verbs.train.findings",
     "Initialization": "netspectra.verbs.train.initialization",
+    "lipschitz": "netspectra.verbs.train.lipschitz",
+    "normalize_": "netspectra.verbs.train.normalize",
+    "spectral_norm": "netspectra.verbs.train.normalize",
 }
 
 

@@ -230,6 +230,8 @@ class Analysis:
         suffix = Path(path).suffix.lower()
         if suffix not in writers:
             raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .html, .json and .csv")
+        if geometry and suffix != ".html":
+            raise InputRefused(f"{path}: only the report, .html, has a place for geometry")
         write_atomically(path, writers[suffix]())
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from netspectra.weight import ITEMSIZE, TensorRef
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DTYPES", "MANIFEST", "SHARD", "new_folder", "write_safetensors", "write_shards"]
+__all__ = ["DTYPES", "MANIFEST", "SHARD", "new_folder", "refuse_foreign", "write_safetensors", "write_shards"]
 
 MANIFEST = "netspectra.json"
 SHARD = 5_000_000_000  # bytes: what transformers cuts at, too
@@ -60,7 +60,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         EnvironmentFailure: the machine cannot write there.
     """
     target = Path(target)
-    _refuse_foreign(target)
+    refuse_foreign(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         home = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}-", suffix=".part", dir=target.parent))
@@ -76,7 +76,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         home.chmod(0o777 & ~umask)
-        _refuse_foreign(target)
+        refuse_foreign(target)
         _replace(home, target)
     except OSError as wrong:
         if isinstance(wrong, EnvironmentFailure):
@@ -103,7 +103,12 @@ def _replace(home: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_foreign(target: Path) -> None:
+def refuse_foreign(target: Path) -> None:
+    """Refuse a place that `new_folder` would not replace; worth asking before hours of work.
+
+    Raises:
+        InputRefused: a file, a link, a folder with anything in it that netspectra did not write.
+    """
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():

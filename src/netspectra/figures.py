@@ -12,6 +12,7 @@ import numpy as np
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.metrics.bulk import mp_cdf
 from netspectra.record import Record, Value
+from netspectra.report.curves import density
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -20,8 +21,6 @@ __all__ = ["bulk_and_tail", "depth", "log_grid", "save_figure", "spectra", "step
 
 MOST = 40
 POINTS = 250
-BINS = 60
-BEYOND = 2.5  # times the edge of the noise bulk: as far as a histogram goes
 BLUE, RED, GREEN, GREY, BAND = "#0072b2", "#d55e00", "#009e73", "#8a929c", "rgba(213, 94, 0, 0.16)"
 
 INKS = (BLUE, RED, GREEN, "#b8568f", "#c98a00", "#4a9fd4", "#6b4fa0", "#5c5f66", "#7a3b00", "#a3c644")
@@ -88,13 +87,12 @@ def bulk_and_tail(record: Record) -> go.Figure:
 def _bulk(figure: go.Figure, record: Record) -> None:
     values = record.spectrum.values
     edge, spikes = (_known(record, name) for name in ("mp_edge", "spikes"))
-    end = min(record.spectrum.sigma_max, BEYOND * edge) if edge else record.spectrum.sigma_max
-    limits = np.linspace(0, end, max(6, min(BINS, round(1.6 * math.sqrt(len(values))))) + 1)
-    counts, _ = np.histogram(values, limits)
-    width = limits[1]
-    figure.add_bar(
-        x=(limits[:-1] + limits[1:]) / 2, y=counts / (len(values) * width), width=width, marker_color=BLUE, opacity=0.45
-    )
+    found = density(values, edge)
+    assert found is not None  # there is something above zero
+    end, counts = float(found["to"]), np.array(found["counts"])
+    width = end / len(counts)
+    middles = (np.arange(len(counts)) + 0.5) * width
+    figure.add_bar(x=middles, y=counts / (len(values) * width), width=width, marker_color=BLUE, opacity=0.45)
     if edge:
         M, N = sorted(record.shape)
         noise = edge / (math.sqrt(M) + math.sqrt(N))
@@ -112,9 +110,8 @@ def _bulk(figure: go.Figure, record: Record) -> None:
             mode="markers",
             marker={"symbol": "triangle-up", "color": GREEN, "size": 7},
         )
-    hidden = int(np.count_nonzero(values > end))
-    if hidden:
-        text = f"{hidden} more, up to {record.spectrum.sigma_max:.3g} →"
+    if found["beyond"]:
+        text = f"{found['beyond']} more, up to {record.spectrum.sigma_max:.3g} →"
         figure.add_annotation(x=end, y=0.5, yref="y domain", xanchor="right", showarrow=False, text=text, row=1, col=1)
     figure.update_xaxes(range=[0, 1.03 * end], col=1)
 

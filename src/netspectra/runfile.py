@@ -252,7 +252,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 def _explained(path: Path, wrong: sqlite3.DatabaseError) -> Exception:
     text = str(wrong)
-    if "not a database" in text or "no such table" in text or "malformed" in text:
+    if any(sign in text for sign in ("not a database", "no such table", "malformed", "Could not decode")):
         return InputRefused(f"{path}: not a netspectra run file ({text}). Name another file")
     if "locked" in text:
         return EnvironmentFailure(f"{path}: another process is writing this run file. Wait for it, or name another")

@@ -1,12 +1,14 @@
 """No singular value is further from the truth than its own bound says: every route, matrices with known spectra."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
 import oracles
+from netspectra.linalg import gram as gram_module
 from netspectra.linalg import values as values_module
 from netspectra.linalg.matrix import binary_exponent
 from netspectra.linalg.spectrum import Spectrum
@@ -16,10 +18,12 @@ from netspectra.linalg.values import svdvals, tall_spectrum
 ROUTES = {"gram": "float32", "svd": "float64"}
 
 
-@pytest.fixture(autouse=True)
-def small_matrices_take_every_route(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["reduced by us", "by torch and Cholesky"])
+def small_matrices_take_every_route(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(values_module, "DIRECT", 8)
     monkeypatch.setattr(values_module, "POLISH_FROM", {False: 8, True: 8})
+    ours = request.param == "reduced by us"
+    monkeypatch.setattr(gram_module, "REDUCED_FROM", 8 if ours else 10**9)
 
 
 def worst(A: torch.Tensor, truth: np.ndarray, accuracy: float, stored: str) -> tuple[float, Spectrum]:
@@ -33,7 +37,18 @@ def worst(A: torch.Tensor, truth: np.ndarray, accuracy: float, stored: str) -> t
     return float((off[~exact] / bound[~exact]).max(initial=0.0)), spectrum
 
 
-def cases(n: int, seed: int) -> Iterator[tuple[str, torch.Tensor, np.ndarray]]:
+@cache
+def cases(n: int, seed: int) -> list[tuple[str, torch.Tensor, np.ndarray]]:
+    return list(prescribed(n, seed))
+
+
+@cache
+def zoo_with_truth(n: int) -> list[tuple[str, torch.Tensor, np.ndarray]]:
+    whole = [(name, M) for name, A in oracles.zoo(n, seed=n) for M in (A, A.float().double())]
+    return [(name, M, oracles.jacobi_svdvals(M.numpy())) for name, M in whole]
+
+
+def prescribed(n: int, seed: int) -> Iterator[tuple[str, torch.Tensor, np.ndarray]]:
     for name, sigma in oracles.spectra(n, seed):
         for rows in (n, 3 * n) if n < 200 else (n,):
             A, truth = oracles.with_spectrum(sigma, rows, seed)
@@ -66,6 +81,20 @@ def test_prescribed_spectra(n: int, stored: str) -> None:
     assert (True in routes) == (stored == "float32")
 
 
+@pytest.mark.parametrize("n", [33, 100])
+def test_prescribed_spectra_of_complex_matrices(n: int) -> None:
+    """Rows and columns times powers of i: exact, and the singular values stay."""
+    turns = torch.tensor([1, 1j, -1, -1j], dtype=torch.complex128)
+    g = oracles.rng(n)
+    routes = set()
+    for name, A, truth in cases(n, seed=n):
+        left, right = (turns[torch.from_numpy(g.integers(0, 4, size))] for size in A.shape)
+        ratio, spectrum = worst(left[:, None] * A * right, truth, 1e-6, "complex64")
+        routes.add("polished" in spectrum.route)
+        assert ratio <= 1, (name, spectrum.route, ratio)
+    assert routes == {True, False}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [333, 512, 768, 1024])
 def test_prescribed_spectra_large(n: int) -> None:
@@ -76,12 +105,10 @@ def test_prescribed_spectra_large(n: int) -> None:
 
 @pytest.mark.parametrize("n", [33, 64])
 def test_zoo_against_extended_precision(n: int) -> None:
-    for name, A in oracles.zoo(n, seed=n):
-        for matrix in (A, A.float().double()):
-            truth = oracles.jacobi_svdvals(matrix.numpy())
-            for stored in ROUTES.values():
-                ratio, spectrum = worst(matrix, truth, 1e-6, stored)
-                assert ratio <= 1, (name, spectrum.route, ratio)
+    for name, matrix, truth in zoo_with_truth(n):
+        for stored in ROUTES.values():
+            ratio, spectrum = worst(matrix, truth, 1e-6, stored)
+            assert ratio <= 1, (name, spectrum.route, ratio)
 
 
 @pytest.mark.slow
@@ -120,6 +147,22 @@ def test_the_promise_on_float64() -> None:
             spectrum = svdvals(torch.from_numpy(A))
             assert np.abs(spectrum.values - truth).max() <= 10 * np.sqrt(n) * 2.0**-52 * truth[0]
             assert spectrum.error.max() <= 10 * np.sqrt(n) * 2.0**-52 * truth[0]
+
+
+NARROW = ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_the_promise_on_narrower_dtypes(name: str) -> None:
+    """10 sqrt(max(m, n)) eps sigma_1 with float32's eps, of the numbers as stored; and each value within its bound."""
+    for case, A in oracles.zoo(20, seed=1):
+        stored = (A * (240 / A.abs().max())).to(getattr(torch, name))
+        truth = oracles.jacobi_svdvals(stored.double().numpy())
+        for matrix in (stored, stored.mT):
+            s = svdvals(matrix)
+            off = np.abs(s.values - truth)
+            assert off.max() <= 10 * np.sqrt(max(s.shape)) * 2.0**-23 * truth[0], (case, s.route)
+            assert (off <= s.error).all() and s.dtype == name, (case, s.route)
 
 
 def test_accuracy_is_met_or_the_value_is_below_the_floor() -> None:

@@ -1,5 +1,7 @@
 """svdvals takes every matrix there is, refuses what is none, and obeys the theorems."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -153,7 +155,9 @@ def test_orthogonal_invariance_and_permutation(m: int, n: int, seed: int) -> Non
 def test_scaling(m: int, n: int, seed: int, c: float) -> None:
     A = random(m, n, seed)
     s = svdvals(A)
-    assert np.allclose(svdvals(c * A).values, s.scaled(c).values, rtol=1e-12, atol=1e-13 * abs(c) * s.sigma_max)
+    assert np.allclose(
+        svdvals(c * A).values, s.scaled(c).values, rtol=1e-12, atol=1e-13 * abs(c) * s.sigma_max + 1e-322
+    )
 
 
 @given(sizes, sizes, seeds)
@@ -207,6 +211,23 @@ def test_threads_are_restored_and_do_not_change_the_answer() -> None:
         first = svdvals(A)
     assert torch.get_num_threads() == before
     assert np.array_equal(first.values, svdvals(A, max_threads=1).values)
+
+
+def test_every_library_is_told_its_threads() -> None:
+    import subprocess
+    import sys
+
+    code = """
+from netspectra.linalg.threads import threads
+from threadpoolctl import threadpool_info
+with threads(1):
+    import netspectra.linalg.values
+    found = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+print(len(found), set(found))
+"""
+    clean = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean).stdout
+    assert int(told.split()[0]) >= 2 and told.split()[1] == "{1}"
 
 
 def test_as_matrix_copies_nothing() -> None:

@@ -100,6 +100,16 @@ def test_odd_configs(bert, config, match):
             build(ns.open(bert))
 
 
+def test_pickled_weights_are_read_without_unpickling(bert):
+    model = made("bert")
+    (bert / "model.safetensors").unlink()
+    torch.save(model.state_dict(), bert / "pytorch_model.bin")
+    batch = ARCHITECTURES["bert"].batch(0, 2)
+    back = build(ns.open(bert))
+    with torch.no_grad():
+        assert torch.equal(back(**batch).last_hidden_state, model(**batch).last_hidden_state)
+
+
 def test_without_a_config_the_user_builds_it(tmp_path):
     model = made("perceptron")
     save_file({f"module.{name}": p for name, p in model.state_dict().items()}, tmp_path / "m.safetensors")

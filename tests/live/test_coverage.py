@@ -60,3 +60,30 @@ def test_factored_models_come_back(name, tmp_path):
     back = fresh(name, tmp_path / "out")
     assert torch.equal(answer(back, batch), answer(model, batch))
     assert placed(back) == placed(model)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_compressed_models_come_back(name, tmp_path):
+    """With the forms that a plan chooses: factors, pivoted, neurons, heads, convolutions in a row."""
+    architecture, model = ARCHITECTURES[name], made(name)
+    batch = architecture.batch(99, 3)
+    plan = ns.compress(model, keep=0.5, calibration=[architecture.batch(seed, 8) for seed in range(4)])
+    plan.apply(model)
+    assert placed(model), "nothing was compressed"
+    assert all(decision.reason for decision in plan if decision.form == "dense"), "left alone without a reason"
+    saved = ns.save(model, tmp_path / "out")
+    back = fresh(name, tmp_path / "out")
+    assert torch.equal(answer(back, batch), answer(model, batch))
+    assert saved.stock or placed(back) == placed(model)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "perceptron", "resnet"])
+def test_portable_plans_are_of_stock_modules(name, tmp_path):
+    architecture, model = ARCHITECTURES[name], made(name)
+    calibration = [architecture.batch(seed, 8) for seed in range(4)]
+    ns.compress(model, keep=0.5, calibration=calibration, portable=True).apply(model)
+    assert placed(model)
+    for one in placed(model):
+        module = model.get_submodule(one.module)
+        parts = list(module) if isinstance(module, nn.Sequential) else [module]
+        assert all(type(part).__module__.startswith(("torch.nn.", "transformers.pytorch_utils")) for part in parts)

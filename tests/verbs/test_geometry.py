@@ -149,6 +149,18 @@ def test_what_does_not_fit_is_refused(inputs, why):
         ns.geometry(gaussian(4, 6), inputs)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_an_adapter_has_no_more_directions_than_its_rank(rank):
+    A, B = torch.randn(rank, 12), torch.randn(9, rank)
+    source = ns.open({"layer.lora_A.weight": A, "layer.lora_B.weight": B})
+    seen = ns.geometry(source.weights[0], torch.randn(30, 12))
+    truth = np.linalg.svd((B.double() @ A.double()).numpy(), compute_uv=False)
+    scale = seen.directions[0].sigma / truth[0]
+    assert [d.sigma for d in seen.directions] == pytest.approx(scale * truth[:rank], rel=1e-5)
+    assert len(seen.scene["sigma"]) == min(rank, 3)
+    seen.to_html()
+
+
 def test_zero_weights_and_zero_inputs_have_a_geometry():
     seen = ns.geometry(torch.zeros(4, 5), torch.zeros(3, 5))
     assert seen.typical == 0 and seen.inputs_stretch == 0
@@ -175,3 +187,12 @@ def test_figure_and_files(tmp_path):
     assert "<iframe srcdoc=" in seen._repr_html_()
     with pytest.raises(ns.InputRefused, match=r"\.html, \.json"):
         seen.save(tmp_path / "g.txt")
+
+
+def test_a_report_takes_geometries_and_other_files_refuse_them(tmp_path):
+    model = torch.nn.Linear(6, 5)
+    analysis, seen = ns.analyze(model), ns.geometry(model)
+    analysis.save(tmp_path / "r.html", geometry=[seen])
+    assert '"scene"' in (tmp_path / "r.html").read_text()
+    with pytest.raises(ns.InputRefused, match="only the report"):
+        analysis.save(tmp_path / "r.json", geometry=[seen])

@@ -21,13 +21,18 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class FactoredConv(nn.Sequential):
-    """Stock convolutions in a row, the bias in the last; its state dict is that of the plain ``nn.Sequential``."""
+    """Stock convolutions in a row, the bias in the last; its state dict is that of the plain ``nn.Sequential``.
 
-    def __init__(self, *stages: nn.Module) -> None:
+    It tells the geometry of the one convolution it stands for: models ask for strides and sizes to pad by.
+    """
+
+    def __init__(self, original: nn.Module, *stages: nn.Module) -> None:
         """In the order they run."""
         super().__init__(*stages)
-        first, last = cast(Conv, stages[0]), cast(Conv, stages[-1])
-        self.in_channels, self.out_channels, self.groups = first.in_channels, last.out_channels, first.groups
+        conv = cast(Conv, original)
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
 
     @property
     def weight(self) -> Tensor:
@@ -134,7 +139,7 @@ class _Chain:
             )
             for place, stage in enumerate(stages)
         ]
-        return FactoredConv(*made)
+        return FactoredConv(original, *made)
 
     # what each form says for itself
 

@@ -19,9 +19,9 @@ from netspectra.linalg.values import ELONGATED, WIDE, flagged, rescaled, svdvals
 
 __all__ = ["svdvals_batch"]
 
-LARGEST = 128  # short sides beyond this gain nothing from a batch
+LARGEST = {False: 127, True: 95}  # real, complex: short sides beyond gain nothing from a batch
 LONGEST = 1024  # longer sums need the care of the chunked routes
-SLAB_BYTES = 64 << 20
+SLAB_BYTES = 8 << 20  # what fits a cache, and memory that is used again rather than asked for anew
 GRAM_FROM = 16  # short side from which the Gram matrix pays for squares
 ONE_BY_ONE_FROM = 48  # short side from which half the work is worth a call a matrix
 
@@ -31,9 +31,9 @@ def svdvals_batch(
 ) -> list[Spectrum]:
     """The spectrum of each of g matrices in a tensor (g, m, n), small ones decomposed together.
 
-    Short sides above 128 go one by one through `svdvals`. Those from 16 on, and elongated ones, by float64 Gram
-    matrices; small squares, those stored in float64, and those whose bound misses ``accuracy``, by batched float64
-    SVD. No matrix sees the size of another: one of them may be 1e30 times the next.
+    Short sides from 128 on (complex: 96) go one by one through `svdvals`. Those from 16 on, and elongated ones, by
+    float64 Gram matrices; small squares, those stored in float64, and those whose bound misses ``accuracy``, by
+    batched float64 SVD. No matrix sees the size of another: one of them may be 1e30 times the next.
 
     Args:
         A: (g, m, n), as `svdvals` takes them.
@@ -50,7 +50,7 @@ def svdvals_batch(
     """
     A = as_matrix(A, device, dims=3)
     g, m, n = A.shape
-    if min(m, n) == 0 or min(m, n) > LARGEST or max(m, n) > LONGEST or g == 0:
+    if min(m, n) == 0 or min(m, n) > LARGEST[A.is_complex()] or max(m, n) > LONGEST or g == 0:
         return [_single(matrix, accuracy, stored) for matrix in A]
     per_slab = max(1, SLAB_BYTES // (8 * m * n))
     found: list[Spectrum] = []

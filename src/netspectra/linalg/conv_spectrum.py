@@ -19,7 +19,7 @@ from netspectra.linalg.values import union
 
 __all__ = ["conv_norm_bound", "conv_svdvals", "is_circular"]
 
-SLAB_BYTES = 64 << 20
+SLAB_BYTES = 8 << 20  # what fits a cache, and memory that is used again rather than asked for anew
 
 
 def is_circular(A: ConvOperator | Transposed) -> bool:
@@ -149,5 +149,6 @@ def _group(C: ConvOperator, grid: tuple[int, ...], g: int) -> Iterator[tuple[Ten
         turns = ((nu[:, :, None, :] * positions) % np.array(grid) / np.array(grid)).sum(-1)
         waves = torch.from_numpy(np.exp(-2j * np.pi * turns)).to(taps.device)
         blocks = (waves.reshape(-1, len(positions)) @ taps).reshape(-1, folds, c_out, c_in)
-        blocks = blocks.permute(0, 2, 1, 3).reshape(-1, c_out, folds * c_in) / math.sqrt(folds)
+        blocks = blocks.permute(0, 2, 1, 3).reshape(-1, c_out, folds * c_in)
+        blocks = blocks / math.sqrt(folds) if folds > 1 else blocks
         yield blocks, weights[start : start + per_slab]

@@ -13,9 +13,8 @@ from netspectra.linalg.matrix import U64, wide_chunks
 
 __all__ = ["eigenvalue_bound", "eigenvalues", "gram", "gram_spectrum", "reducible", "square"]
 
-REDUCED_FROM = 128  # below, numpy needs fewer calls
-REDUCED_UP_TO = 2304  # from here on torch's own reduction is faster, though it gives no vectors
-OPENBLAS_BELOW = 1152  # complex: from here on torch's LAPACK is faster than numpy's
+REDUCED_FROM = 96  # below, numpy needs fewer calls
+REDUCED_UP_TO = {False: 2304, True: 1024}  # real, complex: beyond, torch's reduction is faster, vectors or not
 
 
 def gram(A: Tensor, exponent: int = 0) -> Tensor:
@@ -47,7 +46,7 @@ def gram(A: Tensor, exponent: int = 0) -> Tensor:
 
 def reducible(G: Tensor) -> bool:
     """Whether `lapack.tridiagonal_` is the fastest way to the eigenvalues."""
-    return G.device.type == "cpu" and not G.is_complex() and REDUCED_FROM <= len(G) <= REDUCED_UP_TO
+    return G.device.type == "cpu" and REDUCED_FROM <= len(G) <= REDUCED_UP_TO[G.is_complex()]
 
 
 def square(X: Tensor) -> Tensor:
@@ -60,8 +59,7 @@ def square(X: Tensor) -> Tensor:
 
 def eigenvalues(G: Tensor) -> np.ndarray:
     """Eigenvalues of a Hermitian matrix held in its lower triangle, descending, by whichever library is faster."""
-    below = REDUCED_FROM if not G.is_complex() else OPENBLAS_BELOW
-    if G.device.type == "cpu" and len(G) < below:
+    if G.device.type == "cpu" and len(G) < REDUCED_FROM:
         return np.linalg.eigvalsh(G.numpy())[::-1].copy()
     return torch.linalg.eigvalsh(G).cpu().numpy()[::-1].copy()
 

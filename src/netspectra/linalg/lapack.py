@@ -48,8 +48,8 @@ def _call(name: str, *arguments: bytes | int | float | np.ndarray) -> None:
         elif isinstance(argument, bytes):
             passed.append(argument)
         else:
-            kind = ctypes.c_int if isinstance(argument, int) else ctypes.c_double
-            passed.append(ctypes.byref(kind(argument)))
+            number = ctypes.c_int(argument) if isinstance(argument, int) else ctypes.c_double(argument)
+            passed.append(ctypes.byref(number))
     _routine(name)(*passed)
 
 
@@ -84,13 +84,13 @@ def cholesky_(G: np.ndarray) -> bool:
     (True, [[2.0, 9.0], [1.0, 2.0]])
     """
     info = np.zeros(1, np.int32)
-    _call("dpotrf", b"U", len(G), G, len(G), info)
+    _call("zpotrf" if G.dtype == np.complex128 else "dpotrf", b"U", len(G), G, len(G), info)
     return not info[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Tridiagonal:
-    """A symmetric matrix as Q T Q^T: the diagonals of T, and Q as the reflectors it is a product of.
+    """A Hermitian matrix as Q T Q^H: the diagonals of T, which is real, and Q as the reflectors it is a product of.
 
     Attributes:
         diagonal: (n,).
@@ -127,16 +127,19 @@ class Tridiagonal:
         return self.back(Z)
 
     def back(self, X: np.ndarray, adjoint: bool = False) -> np.ndarray:
-        """Q X, or Q^T X, for X of shape (n, k)."""
+        """Q X, or Q^H X, for X of shape (n, k)."""
         n, k = X.shape
-        Y = np.array(X, dtype=np.float64, order="F")
-        work, info = np.empty(BLOCK * (k + BLOCK + 1)), np.zeros(1, np.int32)
-        turn = b"T" if adjoint else b"N"
-        _call("dormtr", b"L", b"U", turn, n, k, self.reflectors, n, self.tau, Y, n, work, len(work), info)
-        return Y
+        dtype = self.reflectors.dtype
+        work, info = np.empty(BLOCK * (k + BLOCK + 1), dtype), np.zeros(1, np.int32)
+        # Fortran was given the conjugate matrix, so its Q is the conjugate of ours
+        Y = np.array(X.conj(), dtype=dtype, order="F")
+        name, turn = ("zunmtr", b"C") if dtype == np.complex128 else ("dormtr", b"T")
+        turn = turn if adjoint else b"N"
+        _call(name, b"L", b"U", turn, n, k, self.reflectors, n, self.tau, Y, n, work, len(work), info)
+        return Y.conj()
 
     def solver(self, shift: float) -> Callable[[np.ndarray], np.ndarray] | None:
-        """B -> (Q T Q^T + shift)^-1 B for B of shape (n, k); None where that is not positive definite.
+        """B -> (Q T Q^H + shift)^-1 B for B of shape (n, k); None where that is not positive definite.
 
         Cost: 8 n^2 k operations a call.
         """
@@ -148,17 +151,19 @@ class Tridiagonal:
 
         def solve(B: np.ndarray) -> np.ndarray:
             X = self.back(B, adjoint=True)
-            _call("dpttrs", n, X.shape[1], d, e, X, n, info)
-            return self.back(X)
+            parts = [X] if X.dtype == np.float64 else [np.asfortranarray(part) for part in (np.real(X), np.imag(X))]
+            for part in parts:
+                _call("dpttrs", n, part.shape[1], d, e, part, n, info)
+            return self.back(parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1])
 
         return solve
 
 
 def tridiagonal_(G: np.ndarray) -> Tridiagonal:
-    """Reduce a symmetric matrix, held in its lower triangle, to tridiagonal form; its memory is used up.
+    """Reduce a Hermitian matrix, held in its lower triangle, to tridiagonal form; its memory is used up.
 
     Args:
-        G: (n, n), float64, rows contiguous.
+        G: (n, n), float64 or complex128, rows contiguous.
 
     Cost: 4/3 n^3 operations, half of them products of the matrix with one vector.
 
@@ -166,7 +171,7 @@ def tridiagonal_(G: np.ndarray) -> Tridiagonal:
     array([3., 1.])
     """
     n = len(G)
-    d, e, tau = np.empty(n), np.empty(max(1, n - 1)), np.empty(max(1, n - 1))
-    work, info = np.empty(BLOCK * n), np.zeros(1, np.int32)
-    _call("dsytrd", b"U", n, G, n, d, e, tau, work, len(work), info)
+    d, e, tau = np.empty(n), np.empty(max(1, n - 1)), np.empty(max(1, n - 1), G.dtype)
+    work, info = np.empty(BLOCK * n, G.dtype), np.zeros(1, np.int32)
+    _call("zhetrd" if G.dtype == np.complex128 else "dsytrd", b"U", n, G, n, d, e, tau, work, len(work), info)
     return Tridiagonal(d, e[: n - 1], G, tau[: n - 1])

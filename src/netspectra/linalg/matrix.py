@@ -70,7 +70,7 @@ def binary_exponent(A: Tensor) -> int | None:
         if chunk.numel() == 0:
             continue
         if chunk.is_complex():
-            chunk = torch.view_as_real(widen(chunk))
+            chunk = torch.view_as_real(chunk if chunk.dtype != torch.complex32 else widen(chunk))
         elif chunk.dtype not in _COMPARABLE:
             chunk = chunk.to(torch.float32)  # exact for every 8-bit float
         low, high = torch.aminmax(chunk)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from netspectra.errors import EnvironmentFailure, InputRefused
-from netspectra.linalg.gram import square
 
 __all__ = ["Moments", "load_moments", "root", "save_moments", "shrunk"]
 
@@ -50,7 +49,7 @@ class Moments:
         x = X.detach()
         if x.dtype not in (torch.float32, torch.float64):
             x = x.float()
-        self.total += (square(x) if x.dim() == 2 else x.mT @ x).to(self.total)
+        self.total += _square(x).to(self.total)
         self.sum += x.sum(-2, dtype=torch.float64).to(self.sum)
         self.count += x.shape[-2]
         return self
@@ -87,6 +86,14 @@ class Moments:
     def effective_tokens(self) -> float:
         """Tokens per dimension: below about 3 the moments are mostly noise, and an answer should say so."""
         return self.count / self.sum.shape[-1]
+
+
+def _square(x: Tensor) -> Tensor:
+    """x^T x; on the CPU by numpy, which recognises the symmetry of a real product and does half the work."""
+    if x.device.type != "cpu" or x.dim() != 2:
+        return x.mT @ x
+    rows = x.numpy()
+    return torch.from_numpy(rows.T @ rows)
 
 
 def shrunk(A: Tensor, share: float) -> Tensor:

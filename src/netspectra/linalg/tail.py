@@ -86,7 +86,7 @@ def start_by_cholesky(G: Tensor, lam: np.ndarray, size: int, delta: float) -> St
     n = len(lam)
     width = min(size + GUARD, n)
     G.diagonal().add_(2 * delta)
-    if G.device.type == "cpu" and not G.is_complex():
+    if G.device.type == "cpu":
         if not cholesky_(G.numpy()):
             return None
         L = G

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import scipy.linalg  # noqa: F401  (a library can only be told once it is loaded)
 import torch
 from threadpoolctl import ThreadpoolController
 

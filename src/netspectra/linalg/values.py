@@ -27,8 +27,8 @@ DIRECT = 32  # up to this short side a float64 SVD is about as fast as the Gram 
 ELONGATED = 2.0  # aspect from which the Gram matrix pays whatever the size
 SMALL = (128, 1024)  # sides up to which what surrounds the two library calls is worth sparing
 WIDE = ("float64", "complex128")
-POLISH_FROM = {False: 320, True: 128}  # real, complex: below it recomputing the matrix is cheaper than polishing
-LARGEST_TAIL = 1 / 8  # share of the values beyond which the whole matrix is recomputed
+POLISH_FROM = {False: 192, True: 96}  # real, complex: below it recomputing the matrix is cheaper than polishing
+LARGEST_TAIL = 1 / 5  # share of the values beyond which the whole matrix is recomputed
 
 
 def svdvals(
@@ -45,7 +45,7 @@ def svdvals(
     - ``float64 SVD``: short sides up to 32, and matrices stored in float64 or complex128;
     - ``float64 Gram``: square roots of the eigenvalues of the float64 Gram matrix on the short side;
     - ``float64 Gram, k polished``: the k smallest values, too blurred by squaring, are found again in A itself;
-    - ``float64 SVD`` also where more than an eighth of the values would need polishing.
+    - ``float64 SVD`` also where more than a fifth of the values would need polishing.
 
     Each value is within its own ``error``: a *tested bound*, derived but for constants that stand for rounding
     (see `gram.eigenvalue_bound`, `tail.polish`, `triangle.svd_bound`).
@@ -86,7 +86,7 @@ def svdvals(
 
 
 def _small(x: np.ndarray, dtype: str, accuracy: float, started: float) -> Spectrum:
-    """Few numbers of 32 bits or fewer: float64 holds their squares unscaled, and numpy is the shortest way to LAPACK."""
+    """Few numbers of 32 bits or fewer: float64 holds their squares unscaled; numpy has the shortest calls."""
     m, n = max(x.shape), min(x.shape)
     frobenius2 = float(np.vdot(x, x).real)
     if not math.isfinite(frobenius2):

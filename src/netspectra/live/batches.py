@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 
-__all__ = ["call", "main_output", "moved", "tensors"]
+__all__ = ["call", "main_output", "moved", "selected", "tensors"]
 
 # Fields of a model's output, the most telling first; else the first floating tensor counts.
 FIELDS = ("logits", "last_hidden_state", "prediction", "sample")
@@ -72,4 +72,19 @@ def moved(batch: Any, device: torch.device | str) -> Any:
         return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
         return type(batch)(moved(value, device) for value in batch)
+    return batch
+
+
+def selected(batch: Any, rows: Tensor, count: int) -> Any:
+    """These samples of a batch of ``count``: of every tensor whose first axis counts them; the rest as it is.
+
+    >>> selected({"ids": torch.arange(3), "flag": True}, torch.tensor([0, 2]), 3)
+    {'ids': tensor([0, 2]), 'flag': True}
+    """
+    if isinstance(batch, Tensor):
+        return batch[rows.to(batch.device)] if batch.dim() and batch.shape[0] == count else batch
+    if isinstance(batch, Mapping):
+        return {key: selected(value, rows, count) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(selected(value, rows, count) for value in batch)
     return batch

@@ -220,7 +220,8 @@ def _config(config: Mapping[str, Any], what: str) -> PretrainedConfig:
         )
     plain = {key: value for key, value in config.items() if key not in IMPLEMENTATION and "implementation" not in key}
     try:
-        return CONFIG_MAPPING[name].from_dict(plain)
+        with quiet_transformers():
+            return CONFIG_MAPPING[name].from_dict(plain)
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as wrong:
         raise InputRefused(f"{what}: config.json: {' '.join(str(wrong).split())[:200]}") from None
 

@@ -78,8 +78,8 @@ def export(model: nn.Module, to: str | Path, example: Any) -> Saved:
                 if to.suffix == ".pt2":
                     torch.export.save(recorded, made)
                 else:
-                    torch.onnx.export(recorded, args, str(made), kwargs=kwargs, input_names=names,
-                                      output_names=["output"], dynamo=True, external_data=False, verbose=False)  # fmt: skip
+                    torch.onnx.export(recorded, args, str(made), kwargs=kwargs, input_names=names, dynamo=True,
+                                      output_names=["output"], external_data=False, verbose=False)  # fmt: skip
         except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as wrong:
             reason = (str(wrong).strip().splitlines() or [type(wrong).__name__])[0][:200]
             raise InputRefused(f"{to}: {type(model).__name__} cannot be recorded: {reason}") from None
@@ -106,8 +106,8 @@ def _quiet_copy(model: nn.Module) -> nn.Module:
     """The same parameters in another tree of modules, without a cache of keys and values."""
     kept = {id(p): p for p in (*model.parameters(), *model.buffers())}
     found = copy.deepcopy(model, memo=kept)
-    config = getattr(found, "config", None)
-    if hasattr(config, "use_cache"):
+    config: Any = getattr(found, "config", None)
+    if config is not None and hasattr(config, "use_cache"):
         config.use_cache = False
     return found
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from netspectra.errors import InputRefused
-from netspectra.linalg.conv import PaddingMode, conv_operator
+from netspectra.linalg.algebra import Transposed
+from netspectra.linalg.conv import ConvOperator
 from netspectra.linalg.norm import NormEstimate, conv_norm, dense_norm
+from netspectra.linalg.operator import Dense, LinearOperator
+from netspectra.live.maps import linear_map
 
-__all__ = ["operator_norm"]
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+__all__ = ["norm_of", "operator_norm"]
 
 
 def operator_norm(
@@ -38,25 +36,13 @@ def operator_norm(
     >>> operator_norm(nn.Conv1d(1, 1, 1, bias=False), (4,)).how
     'exact'
     """
-    if isinstance(module, nn.Linear | nn.Embedding):
-        return dense_norm(module.weight)
-    if not isinstance(module, _CONVS + _TRANSPOSED):
-        raise InputRefused(f"{type(module).__name__} is not one linear map; give a Linear, Embedding or convolution")
-    dims = module.weight.dim() - 2
-    if len(input_shape) < dims:
-        raise InputRefused(f"{type(module).__name__} needs the {dims} spatial sizes of its input as input_shape")
-    kernel = module.weight.detach()
-    if kernel.dtype not in (torch.float32, torch.float64):
-        kernel = kernel.float()  # products in half precision would drown the answer; widening is exact
-    operator = conv_operator(
-        kernel,
-        tuple(input_shape)[-dims:],
-        stride=module.stride,
-        padding=cast("str | tuple[int, ...]", module.padding),
-        dilation=module.dilation,
-        groups=module.groups,
-        mode=cast("PaddingMode", module.padding_mode),
-        transposed=isinstance(module, _TRANSPOSED),
-        output_padding=module.output_padding,
-    )
-    return conv_norm(operator, tolerance=tolerance, bound=bound)
+    weight = cast(Tensor, module.weight) if isinstance(getattr(module, "weight", None), Tensor) else Tensor()
+    return norm_of(linear_map(module, input_shape)(weight.detach()), tolerance=tolerance, bound=bound)
+
+
+def norm_of(A: LinearOperator, *, tolerance: float = 1e-6, bound: bool = True) -> NormEstimate:
+    """The spectral norm of what `linear_map` gave, by the surest route for it."""
+    if isinstance(A, Dense):
+        return dense_norm(A.matrix)
+    assert isinstance(A, ConvOperator | Transposed)
+    return conv_norm(A, tolerance=tolerance, bound=bound)

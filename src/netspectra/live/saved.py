@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +32,7 @@ from netspectra.weight import InMemory, Source, TensorRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Saved", "load", "save"]
+__all__ = ["Saved", "load", "save", "save_tensors"]
 
 # What may go along from the checkpoint's folder: what describes, never weights, never code.
 BESIDE = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"))
@@ -84,22 +85,51 @@ def save(model: nn.Module, to: str | Path, *, source: Source | None = None, larg
         EnvironmentFailure: it cannot be written.
     """
     records = placed(model)
-    with new_folder(to) as folder:
-        notes = _beside(folder, source) if source is not None else []
-        config = stock_config(model) if is_transformers(model) else None
-        stock = config is not None or (not is_transformers(model) and not records)
-        manifest: dict[str, Any] = {"format": 1, "replacements": [] if stock else [one.to_dict() for one in records]}
-        if config is not None:
+    config = stock_config(model) if is_transformers(model) else None
+    if config is not None:
+        with new_folder(to) as folder:
+            notes = _beside(folder, source)
             _save_stock(cast("PreTrainedModel", model), config, folder, largest)
-        else:
-            if is_transformers(model):
-                _save_config(cast("PreTrainedModel", model), folder)
-            refs, tied = _state(model, source)
-            manifest |= {"tied": tied} if tied else {}
-            write_shards(folder, refs, stem="netspectra" if is_transformers(model) else "model", largest=largest)
+            size = _bytes(folder)
+        return Saved(str(to), size, True, 0, tuple(notes))
+    refs, tied = _state(model, source)
+    describe = partial(_save_config, cast("PreTrainedModel", model)) if is_transformers(model) else None
+    return save_tensors(refs, records, to, source=source, tied=tied, describe=describe, largest=largest)
+
+
+def save_tensors(
+    refs: Sequence[TensorRef],
+    records: Sequence[Placed],
+    to: str | Path,
+    *,
+    source: Source | None = None,
+    tied: Mapping[str, str] | None = None,
+    describe: Callable[[Path], None] | None = None,
+    stock: bool = False,
+    largest: int = SHARD,
+) -> Saved:
+    """Write tensors, which may still lie in files, and what `load` has to rebuild for them; one in memory at a time.
+
+    Args:
+        refs: under the live model's names.
+        records: what stands where a layer stood.
+        to: the folder.
+        source: whose small files go along.
+        tied: other names of tensors, and the name they are written under.
+        describe: writes the config into the folder; where there is one, transformers builds the model.
+        stock: the config says all there is to know, so that transformers' own loader finds the weights, too.
+        largest: bytes of one file.
+    """
+    ours = describe is not None and not stock
+    with new_folder(to) as folder:
+        notes = _beside(folder, source)
+        if describe is not None:
+            describe(folder)
+        manifest = {"format": 1, "replacements": [one.to_dict() for one in records]} | ({"tied": tied} if tied else {})
+        write_shards(folder, refs, stem="netspectra" if ours else "model", largest=largest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Saved(str(to), size, stock, len(manifest["replacements"]), tuple(notes))
+        size = _bytes(folder)
+    return Saved(str(to), size, not ours and not records, len(records), tuple(notes))
 
 
 def load(source: Source, model: nn.Module | None = None) -> nn.Module:
@@ -137,6 +167,10 @@ def load(source: Source, model: nn.Module | None = None) -> nn.Module:
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _save_stock(model: PreTrainedModel, config: Any, folder: Path, largest: int) -> None:
@@ -186,9 +220,9 @@ def _ref(name: str, tensor: Tensor, before: TensorRef | None) -> TensorRef:
                      problem)  # fmt: skip
 
 
-def _beside(folder: Path, source: Source) -> list[str]:
+def _beside(folder: Path, source: Source | None) -> list[str]:
     """Copy what describes the checkpoint; of a GGUF file, write the tokenizer that its metadata hold."""
-    if source.root is None:
+    if source is None or source.root is None:
         return []
     if source.format == "gguf":
         try:

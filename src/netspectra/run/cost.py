@@ -15,8 +15,9 @@ try:
 except ImportError:  # Windows
     resource = None
 
-__all__ = ["BASE", "cores", "flops", "memory", "must_fit", "working_set"]
+__all__ = ["BASE", "UNKNOWN", "cores", "flops", "memory", "must_fit", "working_set"]
 
+UNKNOWN = 1 << 62  # what `memory` says where nothing tells
 BASE = 1 << 30  # bytes for the interpreter, the libraries and their buffers
 # Where Linux tells the limit of a container, in its two versions.
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -37,7 +38,7 @@ def memory() -> int:
             limits.append(int(Path(path).read_text()))
     if resource is not None:
         limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    return min((limit for limit in limits if limit > 0), default=1 << 62)
+    return min((limit for limit in limits if limit > 0), default=UNKNOWN)
 
 
 def must_fit(weights: Iterable[Weight]) -> None:

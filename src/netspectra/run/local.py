@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from netspectra.linalg.threads import threads
-from netspectra.run.cost import cores, must_fit, working_set
+from netspectra.run.cost import UNKNOWN, cores, memory, must_fit, working_set
 from netspectra.weight import Weight
 
 R = TypeVar("R")
@@ -20,6 +20,7 @@ R = TypeVar("R")
 __all__ = ["LocalRun", "serial"]
 
 SLACK = 600 << 20
+MANY = 4  # workers beyond which a fixed budget would leave them idle
 ALONE = 1 << 30  # bytes of work beside the tensor from which a weight runs alone, with every processor to itself
 
 
@@ -39,7 +40,7 @@ class LocalRun:
     Attributes:
         workers: how many; by default as many as there are processors.
         budget: bytes that may be in work at a time; by default twice the largest tensor, the square of its short side
-            at 24 bytes an entry, and 600 MB.
+            at 24 bytes an entry, and 600 MB. More than four workers may fill half of the memory there is.
     """
 
     workers: int = 0
@@ -49,8 +50,8 @@ class LocalRun:
         """Apply ``function`` to every weight; large ones wait until their bytes fit beside those in work."""
         queue = list(weights)
         must_fit(queue)
-        budget = self.budget or max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
         workers = self.workers or cores()
+        budget = self.budget or _budget(queue, workers)
         with threads(1):
             pool = ThreadPoolExecutor(workers, "netspectra", _one_torch_thread)
             try:
@@ -59,6 +60,13 @@ class LocalRun:
                     yield giant, _widely(function, giant)  # in this thread: OpenBLAS does not widen for another
             finally:  # an interrupted run does not wait for the weights in work
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _budget(queue: list[Weight], workers: int) -> int:
+    """What the promise on memory allows; where many processors would stand idle under it, half of what there is."""
+    promised = max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
+    there = memory()
+    return max(promised, there // 2) if workers > MANY and there < UNKNOWN else promised
 
 
 def _alone(weight: Weight) -> bool:

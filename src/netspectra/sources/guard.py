@@ -75,8 +75,8 @@ class Guard:
     file_name_bytes: int = 255
     shards: int = 10_000
     records: int = 1_000_000
-    pickle_steps: int = 5_000_000
-    metadata_steps: int = 8_000_000
+    pickle_steps: int = 3_000_000
+    metadata_steps: int = 6_000_000
     containers: int = 64
     entries: int = 65_536
     texts: int = 2_000_000

@@ -12,7 +12,8 @@ __all__ = ["fetched", "looks_like_id"]
 
 # What to fetch of a repository, the first kind that it has; weights come with the small files that describe them.
 KINDS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.bin.index.json"), ("*.gguf",), ("*.onnx",))
-BESIDE = ("config.json", "adapter_config.json")
+BESIDE = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+          "vocab.*", "merges.txt", "spiece.model")  # fmt: skip
 
 
 def looks_like_id(name: str) -> bool:

@@ -54,7 +54,10 @@ class Table:
         """The value of a text key, or None; for the attributes of an object, which are few."""
         if len(self.pairs) > ATTRIBUTES:
             raise Unreadable(f"the pickle has an object of {len(self.pairs)} attributes")
-        return next((value for name, value in reversed(self.pairs) if isinstance(name, str) and name == key), None)
+        for name, value in reversed(self.pairs):
+            if isinstance(name, str) and name == key:
+                return value
+        return None
 
 
 @dataclass(eq=False, slots=True)
@@ -103,7 +106,7 @@ def unpickle(
     try:
         return machine.run()
     except IndexError:
-        raise Unreadable("the pickle is broken: it takes from an empty stack") from None
+        raise Unreadable("the pickle is broken: it takes from an empty stack, or ends in the middle") from None
     finally:
         if collecting:
             gc.enable()
@@ -135,6 +138,15 @@ class _Machine:
             self.steps -= BATCH
             for _ in range(BATCH):
                 code = read(1)
+                if code == b"\x94":  # these three are half of all
+                    self.memo[len(self.memo)] = self.stack[-1]
+                    continue
+                if code == b"h":
+                    self.stack.append(_recall(self, read(1)[0]))
+                    continue
+                if code == b"K":
+                    self.stack.append(read(1)[0])
+                    continue
                 value = values.get(code)
                 if value is not None:
                     self.stack.append(value(self))
@@ -151,7 +163,7 @@ class _Machine:
 
     def take(self, size: int) -> bytes:
         """The next ``size`` bytes."""
-        if size > self.end - self.file.tell():
+        if size > LINE and size > self.end - self.file.tell():
             raise _broken(f"it claims a text of {size} bytes, more than may follow")
         found = self.file.read(size)
         if len(found) < size:
@@ -302,7 +314,6 @@ VALUES[b"\x89"] = lambda machine: False
 VALUES[b"I"] = _decimal
 VALUES[b"L"] = _decimal
 VALUES[b"J"] = lambda machine: machine.number(4, signed=True)
-VALUES[b"K"] = lambda machine: machine.number(1)
 VALUES[b"M"] = lambda machine: machine.number(2)
 VALUES[b"\x8a"] = lambda machine: _long(machine, machine.number(1))
 VALUES[b"\x8b"] = lambda machine: _long(machine, machine.number(4, signed=True))
@@ -430,7 +441,6 @@ def _recall(machine: _Machine, place: int) -> Any:
 
 OPERATIONS[b"p"] = lambda machine: _remember(machine, _decimal(machine))
 OPERATIONS[b"r"] = lambda machine: _remember(machine, machine.number(4))
-OPERATIONS[b"\x94"] = lambda machine: _remember(machine, len(machine.memo))
 
 
 @_operation(b"q")
@@ -438,7 +448,6 @@ def _binput(machine: _Machine) -> None:
     machine.memo[machine.number(1)] = machine.stack[-1]
 
 
-VALUES[b"h"] = lambda machine: _recall(machine, machine.number(1))
 VALUES[b"g"] = lambda machine: _recall(machine, _decimal(machine))
 VALUES[b"j"] = lambda machine: _recall(machine, machine.number(4))
 

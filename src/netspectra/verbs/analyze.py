@@ -201,7 +201,8 @@ def _remarks(spectrum: Spectrum, options: AnalyzeOptions) -> list[str]:
     remarks = []
     missed = (spectrum.error > options.accuracy * spectrum.values) & (spectrum.values + spectrum.error > spectrum.floor)
     if missed.any():
-        worst = float(np.max(spectrum.error[missed] / np.maximum(spectrum.values[missed], 1e-300)))
+        with np.errstate(over="ignore"):
+            worst = float(np.max(spectrum.error[missed] / np.maximum(spectrum.values[missed], 1e-300)))
         remarks.append(f"{missed.sum()} values are known less well than asked: to {worst:.1e}, relative")
     if options.device is not None and options.device.startswith("mps"):
         remarks.append("mps has no float64: computed on the cpu")

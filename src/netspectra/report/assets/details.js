@@ -36,7 +36,7 @@ const details = (() => {
       facts(weight), verdictList(weight), noteList(weight),
       el("div", { class: "controls tight" }, check("Log rank", look.logX, (on) => { look.logX = on; charts.refresh(chart); })),
       el("figure", {}, chart, el("figcaption", {}, spectrumNote(weight))),
-      weight.spectrum.quartiles[0] > 0 ? el("p", {}, el("a", { href: "#reading" }, "Bulk and tail of this weight")) : null,
+      weight.spectrum.quartiles[0] > 0 ? el("p", {}, el("a", { href: "#reading" }, "Bulk and tail of this weight"), geometries.has(weight) ? [" · ", el("a", { href: "#geometry" }, "Geometry")] : null) : null,
       metricTable(weight),
     ].filter(Boolean));
     charts.add(chart, "weight", () => make(weight));

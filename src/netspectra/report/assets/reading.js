@@ -225,7 +225,7 @@ const reading = (() => {
     picker = choice("Weight", drawable.map((weight) => [String(weight.index), shortened(visible(weight.name), 90)]), "", (value) => selection.only(Number(value)));
     picker.classList.add("grow");
     const turn = (text, step) => el("button", { type: "button", class: "quiet", click: () => move(step) }, text);
-    document.getElementById("reading-controls").append(picker, turn("Previous", -1), turn("Next", 1));
+    document.getElementById("reading-controls").append(picker, turn("Previous weight", -1), turn("Next weight", 1));
   }
 
   function draw() {

@@ -122,6 +122,7 @@ function counted(count, one, many = `${one}s`) {
 function inline(value) {
   if (value === null || value === undefined) return DASH;
   if (typeof value === "number") return number(value);
+  if (Array.isArray(value) && !value.length) return DASH;
   if (Array.isArray(value)) return value.length > 8 ? `${value.slice(0, 8).map(inline).join(", ")}, …` : value.map(inline).join(", ");
   if (typeof value === "object") return Object.entries(value).map(([k, v]) => `${visible(k)} ${inline(v)}`).join(", ");
   return shortened(visible(value), 300);

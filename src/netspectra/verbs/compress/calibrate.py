@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from netspectra.linalg.moments import Moments, load_moments, save_moments
 from netspectra.live.batches import call, tensors
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
-from netspectra.verbs.compress.structure import Structure, Traffic, observe
+from netspectra.verbs.compress.structure import Structure, observe
 
-__all__ = ["Calibration", "calibrate", "fitting", "layers", "rows", "samples_in"]
+__all__ = ["Calibration", "calibrate", "fitting", "layers", "mixed", "rows", "samples_in", "spread_out"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LARGEST_PATCHES = 1 << 24  # numbers of im2col rows held at once
@@ -77,7 +77,13 @@ class Calibration:
         named, strings = load_moments(path)
         if "calibration" not in strings:
             raise InputRefused(f"{path}: holds moments, but no calibration; give the file that a calibration wrote")
-        about = json.loads(strings["calibration"])
+        try:
+            return cls._from(named, json.loads(strings["calibration"]))
+        except (KeyError, TypeError, ValueError) as wrong:
+            raise InputRefused(f"{path}: lacks {wrong}: written by another version? Calibrate again") from None
+
+    @classmethod
+    def _from(cls, named: Mapping[str, Moments], about: Mapping[str, Any]) -> Calibration:
         return cls(
             {name[3:]: moments for name, moments in named.items() if name.startswith("in:")},
             about["owner"],
@@ -161,8 +167,14 @@ class _Recorder:
         self.batch: Any = None
         self.seen: list[tuple[str, Tensor]] = []
         self.first = True
-        self.traffic = Traffic()
-        self.handles = [m.register_forward_hook(self._hook(name)) for name, m in modules.items()]
+        self.made: list[tuple[str, Tensor]] = []
+        self.norms: dict[str, str] = {}
+        self.handles: list[Any] = []
+
+    def open(self, model: nn.Module) -> None:
+        """Put the hooks on."""
+        self.handles = [m.register_forward_hook(self._hook(name)) for name, m in self.modules.items()]
+        self.watch_norms(model)
 
     def begin(self, batch: Any) -> None:
         """Before a batch; what an earlier one held is let go."""
@@ -178,12 +190,28 @@ class _Recorder:
             batched = x.dim() == (module.weight.dim() if convolution else 2) or not convolution
             tokens = x.shape if isinstance(module, nn.Embedding) else x.shape[:-1]
             keep = None if convolution else token_mask(name, tokens, self.batch)
-            if self.first and not convolution and x.is_floating_point():
-                self.traffic.add(name, x, output)
             self._input(name, module, x if batched else x[None], keep, x)
-            return self._output(name, module, output, keep) if self.backward else None
+            changed = self._output(name, module, output, keep) if self.backward else None
+            if self.first and convolution:
+                self.made.append((name, output if changed is None else changed))
+            return changed
 
         return hook
+
+    def watch_norms(self, model: nn.Module) -> None:
+        """Note which batch normalization reads which convolution's output, in the first batch."""
+
+        def hook(norm: str) -> Callable[..., None]:
+            def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+                for name, output in self.made if self.first else ():
+                    if args and args[0] is output:
+                        self.norms[name] = norm
+
+            return note
+
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                self.handles.append(module.register_forward_pre_hook(hook(name)))
 
     def _input(self, name: str, module: nn.Module, x: Tensor, keep: Tensor | None, identity: Tensor) -> None:
         found = self.found
@@ -234,6 +262,31 @@ class _Recorder:
             handle.remove()
 
 
+def spread_out(batch: Mapping[str, Any], vocabulary: int, share: float, generator: torch.Generator) -> dict[str, Any]:
+    """A batch with a share of its tokens drawn anew from the whole vocabulary.
+
+    Tokens that stand in every sample (begin, end, separators) stay where they are.
+    """
+    ids = batch["input_ids"]
+    everywhere = torch.tensor([bool((ids == one).any(1).all()) for one in ids[0].tolist()], device=ids.device)
+    fixed = torch.isin(ids, ids[0][everywhere])
+    hit = (torch.rand(ids.shape, generator=generator) < share).to(ids.device) & ~fixed
+    drawn = torch.randint(0, vocabulary, ids.shape, generator=generator).to(ids)
+    return {**batch, "input_ids": torch.where(hit, drawn, ids)}
+
+
+def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
+    """Input moments of which ``share`` comes from another calibration of the same model; gradients stay the main's."""
+
+    def both(a: Moments, b: Moments) -> Moments:
+        weight = share * a.count / ((1 - share) * max(b.count, 1.0))
+        scale = 1 - share  # so that counts stay those of the main calibration
+        return Moments(scale * (a.total + weight * b.total), scale * (a.sum + weight * b.sum), a.count)
+
+    inputs = {name: both(m, other.inputs.get(name, m)) for name, m in main.inputs.items()}
+    return replace(main, inputs=inputs)
+
+
 def _copied(moments: Moments) -> Moments:
     return Moments(moments.total.clone(), moments.sum.clone(), moments.count)
 
@@ -272,6 +325,9 @@ def calibrate(
         recorder = _Recorder(modules, found, backward=objective is not None)
         try:
             for batch in batches:
+                if recorder.first:
+                    found.structure = observe(model, batch, modules)
+                    recorder.open(model)
                 recorder.begin(batch)
                 if objective is None:
                     with torch.no_grad():
@@ -284,8 +340,8 @@ def calibrate(
                         for probe in range(probes):
                             objective.draw(signal, generator).backward(retain_graph=probe < probes - 1)
                 if recorder.first:
-                    found.structure = observe(model, recorder.traffic, found.owner)
-                    recorder.first = False
+                    found.structure = replace(found.structure, norms=recorder.norms)
+                    recorder.first, recorder.made = False, []
                 found.samples += samples_in(batch)
                 progress(found.samples)
         finally:

@@ -60,6 +60,7 @@ def heal_(
     kept = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     warm = max(1, int(WARM * steps))
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0)).tolist()
     names = [one.name for one in replacements if _comparable(model, one)]
     with untouched(model):
         for p in model.parameters():
@@ -71,7 +72,7 @@ def heal_(
             for group in optimizer.param_groups:
                 group["lr"] = rate * max(share, 1e-3)
             with torch.enable_grad():
-                loss = _loss(model, replacements, names, batches[step % len(batches)], objective)
+                loss = _loss(model, replacements, names, batches[order[step % len(batches)]], objective)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

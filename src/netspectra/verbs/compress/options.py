@@ -38,6 +38,8 @@ class CompressOptions:
         backward: differentiate it; without, only inputs are known.
         shrink_inputs: share by which A is drawn to its mean diagonal.
         shrink_outputs: the same of G.
+        spread: share of the moments taken from the same samples with tokens drawn from the whole vocabulary: a little
+            worse on texts like the calibration's, much better on others. Models of tokens only.
         centre: take errors about the mean and fold the rest into biases.
         held_out: share of the calibration samples that only judges.
         timed: measure each form's time; None: where a latency budget asks.
@@ -65,6 +67,7 @@ class CompressOptions:
     backward: bool = True
     shrink_inputs: float = 0.02
     shrink_outputs: float = 0.05
+    spread: float = 0.0
     centre: bool = True
     held_out: float = 0.125
     timed: bool | None = None

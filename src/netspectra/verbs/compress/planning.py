@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Site
+from netspectra.live.batches import selected
 from netspectra.live.untouched import untouched
 from netspectra.methods import METHODS
 from netspectra.plan import Cost, Decision, Plan
@@ -28,7 +29,15 @@ from netspectra.verbs.compress.allocate import (
     total,
     uniform,
 )
-from netspectra.verbs.compress.calibrate import Calibration, calibrate, fitting, layers, samples_in
+from netspectra.verbs.compress.calibrate import (
+    Calibration,
+    calibrate,
+    fitting,
+    layers,
+    mixed,
+    samples_in,
+    spread_out,
+)
 from netspectra.verbs.compress.heal import heal_
 from netspectra.verbs.compress.latency import Clock
 from netspectra.verbs.compress.objective import Objective, as_objective
@@ -55,7 +64,7 @@ class Workshop:
     Attributes:
         model: the original, untouched while planning.
         options: what is asked.
-        batches: the calibration ones.
+        batches: the calibration ones, those with tokens drawn anew last.
         held: held-out batches and the original's signals; None without data.
         calibration: moments; None without data.
         sites: what can be decided on.
@@ -126,21 +135,11 @@ def split(batches: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
         if not judging.any():
             kept.append(batch)
             continue
-        kept.append(_cut(batch, place[~judging], len(place)))
-        held.append(_cut(batch, place[judging], len(place)))
+        kept.append(selected(batch, place[~judging], len(place)))
+        held.append(selected(batch, place[judging], len(place)))
     if not held and len(kept) > 1:
         held.append(kept.pop())
     return kept, held
-
-
-def _cut(batch: Any, rows: Tensor, count: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[rows.to(batch.device)] if batch.dim() and batch.shape[0] == count else batch
-    if isinstance(batch, Mapping):
-        return {key: _cut(value, rows, count) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return tuple(_cut(value, rows, count) for value in batch)
-    return batch
 
 
 def compress(
@@ -185,26 +184,19 @@ def _workshop(
 ) -> tuple[Workshop, Objective | None]:
     batches: list[Any] = []
     held_batches: list[Any] = []
+    extra: list[Any] = []
     objective = None
     if data is not None:
         batches, held_batches = split(gathered(model, data), options.held_out)
         with untouched(model):
             objective = as_objective(options.objective, model, batches[0])
+        extra = _extra(model, options, batches)
     if known is None and data is not None:
         selection = Selection(options.include, options.exclude)
         wanted = {name: m for name, m in layers(model).items() if selection.accepts(f"{name}.weight")}
         if not wanted:
             raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
-        total_samples = sum(map(samples_in, batches))
-        known = calibrate(
-            model,
-            batches,
-            wanted,
-            objective if options.backward else None,
-            probes=options.probes,
-            seed=options.seed,
-            progress=lambda samples: progress("calibrating", samples / total_samples),
-        )
+        known = _moments(model, options, batches, extra, wanted, objective, progress)
     held = HeldOut.of(model, held_batches, objective) if held_batches and objective else None
     method = options.method or ("plain" if known is None else "two_sided" if known.outputs else "whitened")
     sites = find_sites(
@@ -218,13 +210,61 @@ def _workshop(
     if not sites.found:
         raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
     clock = Clock()
-    shop = Workshop(model, options, batches, held, known, sites, [], clock)
+    shop = Workshop(model, options, batches + extra, held, known, sites, [], clock)
     choices = {}
     for place, site in enumerate(sites.found):
         choices[id(site)] = tuple(_choices(shop, site))
         progress("decomposing", (place + 1) / len(sites.found))
     shop.parts = components(choices)
     return shop, objective
+
+
+def _moments(
+    model: nn.Module,
+    options: CompressOptions,
+    batches: Sequence[Any],
+    extra: Sequence[Any],
+    wanted: Mapping[str, nn.Module],
+    objective: Objective | None,
+    progress: Progress,
+) -> Calibration:
+    """Moments of the batches, and a share of them from the same batches with other tokens."""
+    objective = objective if options.backward else None
+    count = sum(map(samples_in, [*batches, *extra]))
+
+    def run(some: Sequence[Any], before: int, loss: Objective | None) -> Calibration:
+        return calibrate(
+            model,
+            some,
+            wanted,
+            loss,
+            probes=options.probes,
+            seed=options.seed,
+            progress=lambda samples: progress("calibrating", (before + samples) / count),
+        )
+
+    main = run(batches, 0, objective)
+    return mixed(main, run(extra, main.samples, None), options.spread) if extra else main
+
+
+def _extra(model: nn.Module, options: CompressOptions, batches: Sequence[Any]) -> list[Any]:
+    """Half as many batches as there are, with a third or all of their tokens drawn anew, where that is asked for."""
+    if not options.spread:
+        return []
+    generator = torch.Generator().manual_seed(options.seed)
+    found = [
+        spread_out(batch, vocabulary(model), 1.0 if place % 2 else 0.3, generator)
+        for place, batch in enumerate(batches[::2])
+        if isinstance(batch, Mapping) and "input_ids" in batch
+    ]
+    if not found:
+        raise InputRefused("spread draws tokens anew, but these batches have no input_ids; leave it at 0")
+    return found
+
+
+def vocabulary(model: nn.Module) -> int:
+    """How many tokens the model's largest embedding knows."""
+    return max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=1)
 
 
 def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
@@ -489,7 +529,7 @@ def _measured_whole(shop: Workshop, plan: Plan, finished: Sequence[Replacement])
             after = task(changed)
         plan.finish.setdefault("task", {}).update({name: [before[name], after[name]] for name in before})
     if shop.options.timed and shop.batches:
-        plan.finish["speed"] = speed(shop.model, finished, shop.batches[-1])
+        plan.finish["speed"] = speed(shop.model, finished, shop.batches[0])
 
 
 def _finished(shop: Workshop, chosen: Sequence[Option], progress: Progress) -> list[Replacement]:

@@ -67,7 +67,11 @@ def find_sites(
     for name, module in modules.items():
         if name not in left:
             members[name] = _member(name, module, calibration, shrinkage, centre)
-    sites = [Site(name, _kind(member.module), {"weight": member}, {}, method) for name, member in members.items()]
+    norms = calibration.structure.norms if calibration is not None else {}
+    sites = []
+    for name, member in members.items():
+        facts = {"batch_norm": (norms[name], model.get_submodule(norms[name]))} if name in norms else {}
+        sites.append(Site(name, _kind(member.module), {"weight": member}, facts, method))
     if calibration is not None:
         sites += _groups(calibration, members, method)
     return Sites(tuple(sites), left)
@@ -82,7 +86,7 @@ def _kind(module: nn.Module) -> str:
 def _groups(calibration: Calibration, members: Mapping[str, Member], method: str) -> list[Site]:
     found = []
     for block in calibration.structure.blocks:
-        roles = {"up": block.up, "gate": block.gate, "down": block.down}
+        roles = {"gate_up" if block.fused else "up": block.up, "gate": block.gate, "down": block.down}
         roles = {role: name for role, name in roles.items() if name}
         if all(name in members for name in roles.values()):
             facts = {"activation": block.activation, "gated": bool(block.gate)}
@@ -155,7 +159,9 @@ def _left(
     for name, module in modules.items():
         tied = [other for other in uses[id(module.weight)] if other != f"{name}.weight"]
         shared = [other for other in tied if model.get_submodule(other.rpartition(".")[0]) is not module]
-        if not selection.accepts(f"{name}.weight"):
+        if not name:
+            left[name] = "the whole model is one layer: wrap it, nn.Sequential(layer)"
+        elif not selection.accepts(f"{name}.weight"):
             left[name] = "not selected"
         elif shared:
             left[name] = f"tied to {shared[0]}"
@@ -163,11 +169,12 @@ def _left(
             left[name] = "its numbers are codes"
         elif calibration is not None and name not in calibration.owner:
             left[name] = "never ran on the calibration data"
+        elif calibration is not None and calibration.outputs and name not in calibration.outputs:
+            left[name] = "no gradient reaches it: what is to be kept of the output does not depend on it"
         elif isinstance(module, CONVOLUTIONS) and module.groups > 1:
             depthwise = module.groups == module.in_channels
-            left[name] = "a depthwise convolution is of rank one a channel already" if depthwise else "grouped"
-        elif not name:
-            left[name] = "the whole model is one layer"
+            if depthwise:
+                left[name] = "depthwise: every channel has a filter of its own, so there is nothing to share"
     for name, module in model.named_modules():
         own = [n for n, p in module.named_parameters(recurse=False) if p.dim() > 1]
         if own and name not in modules:

@@ -51,6 +51,8 @@ def as_inputs(
     """
     if inputs is None:
         if kind != "embedding":
+            if labels is not None:
+                raise InputRefused("labels belong to inputs: give both")
             return None
         inputs = np.arange(shape[0])
         described = f"all {shape[0]} tokens"

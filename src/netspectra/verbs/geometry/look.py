@@ -54,8 +54,8 @@ def geometry(
         raise NotDecomposable("the matrix is empty")
     factors = layer.factors(min(DIRECTIONS, m, n))
     V, U = _signed(factors)
-    sigma = factors.S.double().numpy()
-    d = min(SHOWN, m, n)
+    sigma = factors.S.double().cpu().numpy()
+    d = min(SHOWN, len(sigma))  # an adapter has no more directions than its rank
     shown = {"the weight": _share(float((sigma[:d] ** 2).sum()), factors.frobenius2)}
     scene: dict[str, Any] = {"sigma": _short(sigma[:d]), "sphere": _sphere(V[:, :d], U[:, :d])}
     seen = None
@@ -224,7 +224,7 @@ def _between(start: np.ndarray, end: np.ndarray, points: np.ndarray) -> tuple[np
 
 
 def _directions(factors: LowRank, V: np.ndarray, U: np.ndarray, seen: _Seen | None) -> tuple[Direction, ...]:
-    sigma = factors.S.double().numpy()
+    sigma = factors.S.double().cpu().numpy()
     mean = None
     if seen is not None and not seen.given.tokens:
         mean = seen.inputs.mean(axis=0)

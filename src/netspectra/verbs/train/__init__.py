@@ -1,1 +1,1 @@
-"""Stable training: does the signal pass a network, and weights for which it does."""
+"""Stable training: diagnose, initialise, normalize."""

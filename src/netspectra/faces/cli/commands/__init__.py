@@ -14,6 +14,7 @@ FILES = (
     "geometry",
     "trainability",
     "compress",
+    "normalize",
     "demo",
     "lists",
 )

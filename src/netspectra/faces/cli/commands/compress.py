@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
 from netspectra.faces.cli.output import tell_files, writable, write
@@ -66,6 +67,13 @@ def compress(
     moments: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
     ] = None,
+    export: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also NAME.pt2 or NAME.onnx: runs without netspectra; repeatable."),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Weight by weight with no live model: for what memory cannot hold.")
+    ] = False,
     include: Include = None,
     exclude: Exclude = None,
     html: HtmlOut = None,
@@ -100,7 +108,18 @@ def compress(
         raise InputRefused("name a folder for the model, -o DIR, or stop at the plan with --plan-only --plan FILE")
     if plan_only and plan is None and json_out is None and html is None:
         raise InputRefused("--plan-only needs a place for the plan: --plan FILE, --json or --html")
-    writable(html, json_out, plan if given is None else None)
+    writable(html, json_out, plan if given is None else None, *(export or ()))
+    if out is not None:
+        refuse_foreign(out)
+    if export and (calibration is None or plan_only):
+        raise InputRefused("--export records a call of the finished model on the first batch of --calibration FILE")
+    if stream:
+        if calibration is not None or model is not None or heal or refit:
+            raise InputRefused(
+                "--stream runs no model: no --calibration, --model, --heal or --refit; --moments may help"
+            )
+        _streamed(path, None if plan_only else out, options, moments, given, plan, html, json_out, quiet)
+        return
     source, network, batches = _opened(path, model, calibration, samples, tokens, batch_size)
     with _progress(quiet) as progress:
         made = _planned(network, options, batches, moments, given, progress)
@@ -113,6 +132,46 @@ def compress(
 
         saved = save(network, str(out), source=source)
         made.finish["saved"] = saved.to_dict()
+        print(saved, file=sys.stderr)
+        for file in export or ():
+            from netspectra.live.export import export as exported
+
+            print(exported(network, file, (batches or [None])[0]), file=sys.stderr)
+    if html is not None:
+        write(html, made.to_html())
+    if json_out is not None:
+        write(json_out, made.to_json())
+    if not quiet and "-" not in (html, json_out):
+        _show(made)
+    tell_files(html, json_out, plan if given is None else None)
+
+
+def _streamed(
+    path: str,
+    out: Path | None,
+    options: CompressOptions,
+    moments: Path | None,
+    given: Plan | None,
+    plan: Path | None,
+    html: str | None,
+    json_out: str | None,
+    quiet: bool,
+) -> None:
+    """From checkpoint to checkpoint with no live model."""
+    from netspectra.sources import open as open_source
+    from netspectra.verbs.compress.calibrate import Calibration
+    from netspectra.verbs.compress.streamed import compress_stream
+
+    if moments is not None and not moments.exists():
+        raise InputRefused(
+            f"{moments}: no such file; with --stream moments are read, a run with --calibration writes them"
+        )
+    known = Calibration.load(moments) if moments is not None else None
+    with _progress(quiet) as progress:
+        made, saved = compress_stream(open_source(path), out, options, calibration=known, plan=given, progress=progress)
+    if plan is not None and given is None:
+        made.save(plan)
+    if saved is not None:
         print(saved, file=sys.stderr)
     if html is not None:
         write(html, made.to_html())

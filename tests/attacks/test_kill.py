@@ -1,0 +1,105 @@
+"""Killed at any moment, the job resumes and exports the same bytes; of many writers one writes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import netspectra as ns
+from tests.checkpoints import write_sharded
+
+LOOP = """
+import json, os, random, signal, sys, time
+import netspectra as ns, netspectra.verbs.analyze
+from netspectra.runfile import RunFile
+
+checkpoint, folder, kills, longest = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+chance = random.Random(0)
+counts, wrong, repeated, names = {"killed": 0, "finished": 0, "kept": 0, "torn": 0}, 0, 0, 0
+want = open(sys.argv[5]).read()
+path = f"{folder}/job.run"
+
+def kept():
+    try:
+        return len(RunFile.read(path).found())
+    except (ns.InputRefused, ns.EnvironmentFailure):  # killed before the first commit
+        return 0
+
+while counts["killed"] < kills:
+    before = kept()
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            done = ns.analyze(checkpoint, runfile=path, workers=1, progress=lambda w: time.sleep(longest / 40))
+            done.save(f"{folder}/out.json")
+            os._exit(0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(9)
+    time.sleep(chance.uniform(0, longest))
+    os.kill(child, signal.SIGKILL)
+    end = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(end):
+        counts["killed"] += 1
+        counts["kept"] += 1 if kept() >= before else 0
+    else:
+        if os.WEXITSTATUS(end):
+            sys.exit("a rerun failed")
+        counts["finished"] += 1
+    if os.path.exists(f"{folder}/out.json"):
+        counts["torn"] += open(f"{folder}/out.json").read() != want
+        os.unlink(f"{folder}/out.json")
+        for name in os.listdir(folder):
+            if name.startswith("job.run"):
+                os.unlink(f"{folder}/{name}")
+last = ns.analyze(checkpoint, runfile=path, workers=1)
+counts["same"] = last.to_json() == want
+counts["left"] = sorted(os.listdir(folder))
+print(json.dumps(counts))
+"""
+
+
+@pytest.mark.parametrize("kills", [25, pytest.param(400, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, kills):
+    checkpoint = write_sharded(tmp_path / "ckpt")
+    (tmp_path / "want").write_text(ns.analyze(checkpoint).to_json())
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "-c", LOOP, checkpoint, tmp_path / "work", str(kills), "0.4", tmp_path / "want"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=290 if kills < 100 else 1500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counts = json.loads(done.stdout)
+    print(counts)
+    assert counts["same"] and counts["torn"] == 0 and counts["killed"] == counts["kept"] == kills
+    assert [name for name in counts["left"] if not name.startswith(".netspectra-")] == ["job.run"]
+
+
+RACE = """
+import json, os, sys, time
+import netspectra as ns, netspectra.verbs.analyze
+checkpoint, path, writers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+start = time.monotonic() + 0.3
+children = []
+for _ in range(writers):
+    child = os.fork()
+    if not child:
+        time.sleep(max(0, start - time.monotonic()))
+        try:
+            ns.analyze(checkpoint, runfile=path, workers=1, progress=lambda w: time.sleep(0.05))
+            os._exit(0)
+        except ns.EnvironmentFailure as wrong:
+            os._exit(4 if "another process is writing" in str(wrong) else 8)
+    children.append(child)
+print(json.dumps(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)))
+"""
+
+
+def test_of_many_writers_one_writes(tmp_path):
+    checkpoint = write_sharded(tmp_path / "ckpt")
+    command = [sys.executable, "-c", RACE, str(checkpoint), str(tmp_path / "job.run"), "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    codes = json.loads(done.stdout)
+    assert set(codes) <= {0, 4} and codes.count(0) >= 1, (codes, done.stderr[-1000:])
+    assert ns.analyze(checkpoint, runfile=tmp_path / "job.run").to_json() == ns.analyze(checkpoint).to_json()
