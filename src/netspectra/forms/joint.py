@@ -57,6 +57,8 @@ class SharingLinear(FactoredLinear):
 def share_(layers: list[nn.Module]) -> None:
     """Let layers that came with equal factors share the first one's."""
     first = cast(SharedFactor, cast(SharingLinear, layers[0])[0])
+    if any(cast(SharingLinear, layer)[0].weight.shape != first.weight.shape for layer in layers):
+        raise ValueError("layers with factors of different shapes cannot share one")
     first.users = len(layers)
     for layer in layers[1:]:
         cast(SharingLinear, layer)[0] = first
