@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from pathlib import Path
 
 WORDS = 20  # samples shorter than this are dropped: headings, signatures
-DATA = Path(__file__).parents[2].parent / "shared" / "data" / "state_union"
+SHARED = Path(os.environ.get("NETSPECTRA_SHARED", Path(__file__).parents[3] / "shared"))
+DATA = SHARED / "data" / "state_union"
 
 
 def paragraphs(text: str) -> list[str]:
@@ -28,7 +30,7 @@ def topics() -> list[str]:
 def addresses(folder: Path = DATA) -> list[str]:
     """Paragraphs of the State of the Union addresses, in a seeded order."""
     if not folder.is_dir():
-        raise SystemExit(f"{folder} is absent: put the state_union texts there, or name their folder with --data")
+        raise SystemExit(f"{folder} is absent: set NETSPECTRA_SHARED to the folder that holds data/state_union")
     found = list(dict.fromkeys(p for path in sorted(folder.glob("*.txt")) for p in _lines(path)))
     random.Random(0).shuffle(found)
     return found

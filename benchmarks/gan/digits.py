@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 import netspectra as ns
 
-BATCH, STEPS, NOISE = 64, 2000, 32
+BATCH, STEPS, NOISE = 64, 1500, 32
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +49,22 @@ def told(numbers: dict[str, float], digits: int = 3) -> str:
     return f"{numbers['median']:.{digits}g} ({numbers['min']:.{digits}g} .. {numbers['max']:.{digits}g})"
 
 
+def each(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Run independent, seeded jobs, two at a time."""
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(function, *zip(*jobs, strict=True)))
+
+
 def mixtures(quick: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    steps, seeds = (300, range(2)) if quick else (planar.STEPS, range(5))
+    data = {"ring of 8": planar.ring(), "grid of 25": planar.grid()}
+    methods = (*planar.CONSTRAINTS, "WGAN-GP")
+    jobs = [(data[name], method, seed, steps) for name in data for method in methods for seed in seeds]
+    done = iter(each(planar.train, jobs))
     rows, pictures = [], {}
-    for name, centres in (("ring of 8", planar.ring()), ("grid of 25", planar.grid())):
-        for method in (*planar.CONSTRAINTS, "WGAN-GP"):
-            runs = [
-                planar.train(centres, method, seed, 300 if quick else planar.STEPS) for seed in range(2 if quick else 5)
-            ]
+    for name in data:
+        for method in methods:
+            runs: list[planar.Outcome] = [next(done) for _ in seeds]
             pictures[f"{name}: {method}"] = runs[0].samples
             rows.append(
                 {
@@ -68,15 +79,17 @@ def mixtures(quick: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
                     "seconds": statistics.median(run.seconds for run in runs),
                 }
             )
-            print(name, method, rows[-1]["modes"], flush=True)
     return rows, pictures
 
 
-def on_digits(quick: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    rows, pictures, judge = [], {}, digits.judge()
+def on_digits(quick: bool) -> list[dict[str, Any]]:
+    steps, seeds = (100, range(2)) if quick else (digits.STEPS, range(5))
+    judge = digits.judge()
+    jobs = [(method, seed, judge, steps) for method in digits.CONSTRAINTS for seed in seeds]
+    done = iter(each(digits.train, jobs))
+    rows = []
     for method in digits.CONSTRAINTS:
-        runs = [digits.train(method, seed, judge, 100 if quick else digits.STEPS) for seed in range(2 if quick else 5)]
-        pictures[method] = runs[0].samples
+        runs: list[digits.Outcome] = [next(done) for _ in seeds]
         rows.append(
             {
                 "method": method,
@@ -89,8 +102,7 @@ def on_digits(quick: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
                 "seconds": statistics.median(run.seconds for run in runs),
             }
         )
-        print("digits", method, rows[-1]["classes"], flush=True)
-    return rows, pictures
+    return rows
 
 
 def scatter(pictures: dict[str, Tensor]) -> go.Figure:
@@ -116,7 +128,7 @@ def main(quick: bool = False) -> None:
     torch.set_num_threads(1)
     norms = left_over(quick)
     planar_rows, planar_pictures = mixtures(quick)
-    digit_rows, _ = on_digits(quick)
+    digit_rows = on_digits(quick)
     page = "\n\n".join((*_norms_page(norms), *_planar_page(planar_rows), *_digits_page(digit_rows)))
     if quick:
         print(page)
@@ -146,7 +158,7 @@ def _planar_page(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
         "GANs on points of the plane: modes held of 5 seeds (a mode counts with a fifth of its share within three "
         "standard deviations), share of samples near a mode, largest Jacobian of the critic on data and samples, "
         f"product of its norms, mean |D| on data. {planar.STEPS} steps; critic and generator have 3 layers of width "
-        f"{planar.WIDTH}; the non-saturating logistic loss but for WGAN-GP, which has {planar.CRITIC_STEPS} critic steps.",
+        f"{planar.WIDTH}; non-saturating logistic loss, but for WGAN-GP, with {planar.CRITIC_STEPS} critic steps.",
         table(head, lines),
         "![Samples of the first seed; data in orange](planar.png)",
     )

@@ -140,6 +140,8 @@ def one_rank(one: Cell, steps: int) -> dict[str, Any]:
     trains, took = outcomes([one], steps)
     from scipy.stats import spearmanr
 
+    if not trains.any():  # nothing to rank
+        return {"trains": 0, "of": len(trains), "spearman": {}}
     rho = {name: float(spearmanr(one.of(PREDICTORS[name]), took)[0]) for name in list(PREDICTORS)[:3]}
     rho["median condition number of the weights"] = float(spearmanr(one.of("condition"), took)[0])
     return {"trains": int(trains.sum()), "of": len(trains), "spearman": rho}
@@ -156,7 +158,11 @@ def page(found: dict[str, Any]) -> str:
         rows = [[title, f"{r['auroc']:.3f}", f"{r['spearman']:.2f}"] for title, r in part["ranks"].items()]
         parts.append(f"## {name}: {count} networks\n\n" + table(["predictor", "AUROC: fails", "Spearman: steps"], rows))
         rows = [
-            [shape, f"{one['trains']} of {one['of']}", *(f"{rho:.2f}" for rho in one["spearman"].values())]
+            [
+                shape,
+                f"{one['trains']} of {one['of']}",
+                *([f"{rho:.2f}" for rho in one["spearman"].values()] or ["-"] * 4),
+            ]
             for shape, one in part["each"].items()
         ]
         head = ["shape", "train", "rho score", "rho share", "rho rms", "rho condition"]

@@ -12,14 +12,14 @@ from netspectra.forms.place import place_, placed, rebuild_
 from tests.forms.conftest import member
 
 KINDS = {
-    "plain": (2, dict(kernel_size=3, padding=1)),
-    "strided": (2, dict(kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), dilation=(2, 1))),
-    "same": (2, dict(kernel_size=(2, 3), padding="same", dilation=2)),
-    "reflect": (2, dict(kernel_size=3, padding=2, padding_mode="reflect")),
-    "grouped": (2, dict(kernel_size=3, groups=2, bias=False)),
-    "pointwise": (2, dict(kernel_size=1, stride=2)),
-    "one": (1, dict(kernel_size=5, stride=2, padding=2)),
-    "three": (3, dict(kernel_size=(2, 3, 2), padding=(1, 1, 0), stride=(1, 2, 1))),
+    "plain": (2, {"kernel_size": 3, "padding": 1}),
+    "strided": (2, {"kernel_size": (3, 5), "stride": (2, 3), "padding": (1, 2), "dilation": (2, 1)}),
+    "same": (2, {"kernel_size": (2, 3), "padding": "same", "dilation": 2}),
+    "reflect": (2, {"kernel_size": 3, "padding": 2, "padding_mode": "reflect"}),
+    "grouped": (2, {"kernel_size": 3, "groups": 2, "bias": False}),
+    "pointwise": (2, {"kernel_size": 1, "stride": 2}),
+    "one": (1, {"kernel_size": 5, "stride": 2, "padding": 2}),
+    "three": (3, {"kernel_size": (2, 3, 2), "padding": (1, 1, 0), "stride": (1, 2, 1)}),
 }
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

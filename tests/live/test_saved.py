@@ -11,6 +11,7 @@ from torch import nn
 import netspectra as ns
 from netspectra.checkpoint import MANIFEST
 from netspectra.errors import InputRefused
+from netspectra.forms import FORMS, Member, Site
 from netspectra.forms.place import place_
 from netspectra.live.batches import call, main_output
 from tests.live.test_coverage import answer, factored_
@@ -248,3 +249,17 @@ def test_factors_compile_without_a_break(name):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(main_output(call(compiled, batch)), main_output(call(model, batch)))
+
+
+def test_a_shared_factor_is_still_computed_once(tmp_path):
+    model, form = made("bert"), FORMS["joint"]
+    names = [f"encoder.layer.0.attention.self.{role}" for role in ("query", "key", "value")]
+    members = {n: Member(n, m, m.weight.detach().double()) for n in names for m in [model.get_submodule(n)]}
+    site = Site("attention", "qkv", members, method="plain")
+    specs = form.specs(site, 8)
+    for name, new in form.fit(site, 8).items():
+        place_(model, name, new, "joint", specs[name])
+    ns.save(model, tmp_path / "out")
+    back = ns.load(tmp_path / "out")
+    first, *others = (back.get_submodule(name)[0] for name in names)
+    assert all(other is first for other in others) and first.users == 3

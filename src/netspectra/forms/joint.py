@@ -29,7 +29,8 @@ class SharedFactor(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """B x."""
-        if self.users < 2 or torch.compiler.is_compiling() or torch.is_inference(input) or torch.jit.is_tracing():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if self.users < 2 or traced or torch.is_inference(input):  # inference tensors have no version
             return super().forward(input)
         last, graph = self._last, torch.is_grad_enabled()
         if last is not None and last[0]() is input and last[1] == input._version and last[2] == graph:
@@ -56,6 +57,8 @@ class SharingLinear(FactoredLinear):
 def share_(layers: list[nn.Module]) -> None:
     """Let layers that came with equal factors share the first one's."""
     first = cast(SharedFactor, cast(SharingLinear, layers[0])[0])
+    if any(cast(SharingLinear, layer)[0].weight.shape != first.weight.shape for layer in layers):
+        raise ValueError("layers with factors of different shapes cannot share one")
     first.users = len(layers)
     for layer in layers[1:]:
         cast(SharingLinear, layer)[0] = first

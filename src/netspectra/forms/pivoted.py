@@ -33,9 +33,8 @@ class PivotedLinear(nn.Module):
         self.in_features, self.out_features, self.rank, self.rows = n, m, rank, rows
 
         def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-            return nn.utils.skip_init(
-                nn.Linear, inputs, outputs, bias=bias, device=device or "cpu", dtype=dtype or torch.get_default_dtype()
-            )
+            like = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
+            return cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, **like))
 
         self.kept = linear(n, rank, bias) if rows else linear(rank, m, bias)
         self.mixed = linear(rank, m - rank, bias) if rows else linear(n - rank, rank, False)

@@ -10,7 +10,7 @@ from torch import nn
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Spec
 
-__all__ = ["Placed", "names_of", "place_", "placed", "rebuild_"]
+__all__ = ["Placed", "link_", "names_of", "place_", "placed", "rebuild_"]
 
 MARK = "_netspectra_form"
 
@@ -72,8 +72,17 @@ def rebuild_(model: nn.Module, replacements: list[Placed]) -> nn.Module:
     for one in replacements:
         original = model.get_submodule(one.module)
         place_(model, one.module, FORMS[one.form].empty(original, one.spec), one.form, one.spec)
+    link_(model, replacements)
+    return model
+
+
+def link_(model: nn.Module, replacements: list[Placed]) -> None:
+    """Let replaced layers share again what their specs say they share; all of a model's replacements at once.
+
+    Raises:
+        ValueError: layers that cannot share.
+    """
     for name in dict.fromkeys(one.form for one in replacements):
         link = getattr(FORMS[name], "link_", None)  # only forms whose modules share something have it
         if link is not None:
             link(model, {one.module: one.spec for one in replacements if one.form == name})
-    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
@@ -94,7 +95,7 @@ def interpolative(left: Tensor, right: Tensor, *, bound: float = BOUND) -> Inter
     if bound < 1:
         raise ValueError(f"the bound of Z must be at least 1, found {bound}")
     basis = np.linalg.qr(left.detach().double().cpu().numpy())[0]
-    order = scipy.linalg.qr(basis.T, mode="r", pivoting=True)[1] if r else np.arange(m)
+    order = cast(Any, scipy.linalg.qr(basis.T, mode="r", pivoting=True))[1] if r else np.arange(m)
     pivots, rest = np.sort(order[:r]), np.sort(order[r:])
     Z = _weights(basis, pivots, rest)
     swaps = _exchange(Z, pivots, rest, bound) if Z.size else 0

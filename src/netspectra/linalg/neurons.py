@@ -87,7 +87,8 @@ def _pivoted_cholesky(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n = len(A)
     if n == 0:
         return np.zeros(0, int), np.zeros((0, 0))
-    factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(A, lower=1)
+    (pstrf,) = scipy.linalg.get_lapack_funcs(("pstrf",), (A,))
+    factor, pivots, rank, _ = pstrf(A, lower=1)
     L = np.tril(factor)
     L[:, rank:] = 0.0
     return pivots.astype(int) - 1, L

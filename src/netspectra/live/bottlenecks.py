@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Node", "bottlenecks", "bypassed"]
+__all__ = ["Node", "bottlenecks", "bypassed", "first_sum"]
 
 Node = Any  # a node of autograd's graph: it has next_functions and a name
 
@@ -71,6 +71,11 @@ def bypassed(above: Node, below: Node) -> list[Node]:
                     seen[child] = node
                     waiting.append(child)
     return []
+
+
+def first_sum(path: Sequence[Node]) -> Node | None:
+    """The sum of a residual on its identity path: where branch and stream meet."""
+    return next((node for node in path if _name(node) == "Add"), None)
 
 
 def _name(node: Node) -> str:

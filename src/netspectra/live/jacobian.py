@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-__all__ = ["Differences", "Jacobian", "NoForwardProducts", "energies", "pushed", "sample_jacobians"]
+__all__ = ["Differences", "Jacobian", "NoForwardProducts", "energies", "pushed", "sample_jacobians", "vjp"]
 
 CHUNK = 1 << 24  # numbers of gradients that one batched backward pass may hold
 TRUSTED = 1e-2  # relative disagreement of J and J^T beyond which forward products are not believed
@@ -60,7 +62,7 @@ class Jacobian:
     def rmatmat(self, Y: Tensor) -> Tensor:
         """J^T Y, a backward pass a column."""
         self.products += Y.shape[1]
-        return torch.stack([_vjp([self.source], self.target, y)[0].flatten() for y in Y.mT], 1)
+        return torch.stack([vjp([self.source], self.target, y)[0].flatten() for y in Y.mT], 1)
 
     def matmat(self, X: Tensor) -> Tensor:
         """J X, two backward passes a column.
@@ -135,12 +137,14 @@ def _through(g: Tensor, w: Tensor, x: Tensor) -> Tensor:
     """The derivative of g in w, applied to x."""
     if not g.requires_grad:
         return torch.zeros_like(w)
-    return torch.autograd.grad(g, w, x, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+    return torch.autograd.grad(g, w, x, retain_graph=True)[0]  # a w that g does not know of is an error, not a zero
 
 
-def _vjp(sources: Sequence[Tensor], target: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+def vjp(sources: Sequence[Tensor | GradientEdge], target: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """J^T y for the Jacobians from several tensors, or places of the graph, to the target: one backward pass."""
+    places: Any = list(sources)  # tensors and places alike, which the annotation of grad does not know
     return torch.autograd.grad(
-        target, sources, y.reshape(target.shape), retain_graph=True, allow_unused=True, materialize_grads=True
+        target, places, y.reshape(target.shape), retain_graph=True, allow_unused=True, materialize_grads=True
     )
 
 
@@ -157,7 +161,7 @@ def energies(sources: Sequence[Tensor], target: Tensor, probes: Iterator[Tensor]
     """
     found: list[list[Tensor]] = [[] for _ in sources]
     for w in probes:
-        for sums, g in zip(found, _vjp(sources, target, w), strict=True):
+        for sums, g in zip(found, vjp(sources, target, w), strict=True):
             sums.append(_squares(g))
     return [torch.stack(sums) for sums in found]
 
@@ -168,12 +172,13 @@ def pushed(source: Tensor, targets: Sequence[Tensor], probes: Iterator[Tensor] |
     Raises:
         NoForwardProducts: a kernel on the way has no double backward.
     """
+    Jacobian(source, targets[-1]).check()
     ws = [torch.zeros_like(target, requires_grad=True) for target in targets]
     found: list[list[Tensor]] = [[] for _ in targets]
     try:
         (g,) = torch.autograd.grad(targets, source, ws, create_graph=True)
         for u in probes:
-            moved = torch.autograd.grad(g, ws, u, retain_graph=True, allow_unused=True, materialize_grads=True)
+            moved = torch.autograd.grad(g, ws, u, retain_graph=True)
             for sums, tangent in zip(found, moved, strict=True):
                 sums.append(_squares(tangent))
     except RuntimeError as wrong:
@@ -229,5 +234,5 @@ def _batched(target: Tensor, source: Tensor, Y: Tensor) -> Tensor:
             target, source, Y, retain_graph=True, is_grads_batched=True, allow_unused=True, materialize_grads=True
         )
     except RuntimeError:
-        return torch.stack([_vjp([source], target, y)[0] for y in Y])
+        return torch.stack([vjp([source], target, y)[0] for y in Y])
     return g

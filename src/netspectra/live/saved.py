@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from netspectra.checkpoint import MANIFEST, SHARD, new_folder, write_shards
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.forms.place import Placed, placed, rebuild_
+from netspectra.forms.place import Placed, link_, placed, rebuild_
 from netspectra.live.build import build, fill_, quiet_transformers, skeleton, state_owners
 from netspectra.live.samples import tokenizer
 from netspectra.live.stock import is_transformers, stock_config
@@ -161,6 +161,10 @@ def load(source: Source, model: nn.Module | None = None) -> nn.Module:
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as wrong:
             reason = (str(wrong).splitlines() or [type(wrong).__name__])[0][:160]
             raise InputRefused(f"{source.path}: {MANIFEST}: {one.module} cannot become {one.form}: {reason}") from None
+    try:
+        link_(model, records)
+    except ValueError as wrong:
+        raise InputRefused(f"{source.path}: {MANIFEST}: {wrong}") from None
     _tie_(model, manifest.get("tied", {}), source)
     fill_(model, source.tensors, source.path)
     return model.eval()

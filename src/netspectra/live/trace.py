@@ -7,15 +7,17 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.nn.parameter import UninitializedParameter
 
 from netspectra.errors import InputRefused
 from netspectra.live.batches import call, main_output, tensors
-from netspectra.live.bottlenecks import Node, bottlenecks, bypassed
+from netspectra.live.bottlenecks import Node, bottlenecks, bypassed, first_sum
 
 __all__ = ["Block", "Call", "Trace", "freshly_normalized", "plain_kernels", "traced", "widened"]
 
@@ -68,6 +70,7 @@ class Block:
         target: the tensor that leaves.
         calls: every module call inside, in order; those with weights say so by ``mixes``.
         residual: whether the signal has a way around the weights.
+        sum: where that way and the branch meet, as a place in the graph; None where they do not simply add.
         skipped: names of the modules on that way (a normalization after the sum).
     """
 
@@ -77,6 +80,7 @@ class Block:
     target: Tensor
     calls: tuple[Call, ...]
     residual: bool
+    sum: GradientEdge | None = None
     skipped: frozenset[str] = frozenset()
 
 
@@ -115,6 +119,8 @@ def widened(model: nn.Module, batch: Any) -> tuple[nn.Module, Any, tuple[str, ..
 
     Products in half precision would drown what they measure; widening is exact.
     """
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise InputRefused("a lazy module has no weights yet: run one batch through the model first")
     narrow = {p.dtype for p in (*model.parameters(), *model.buffers()) if p.dtype in _NARROW}
     if not narrow:
         return model, batch, ()
@@ -374,9 +380,9 @@ class _Recorder:
             calls = [c for c in self._calls if below.place <= c.began and c.ended <= above.place]
             calls.sort(key=lambda c: c.began)
             mixes = any(c.mixes for c in calls)
-            path = set(bypassed(above.node, below.node)) if mixes else set()
+            path = bypassed(above.node, below.node) if mixes else []
             skipped = frozenset(c.name for c in calls if c.node in path)
-            block = _block(below, above, calls, bool(path), skipped)
+            block = _block(below, above, calls, path, skipped)
             size = above.tensor.numel() == below.tensor.numel()  # pooling stands by itself: it shrinks every Jacobian
             joins = blocks and not mixes and size and not (blocks[-1].residual and _has_parameters(calls))
             waits = blocks and _idle(blocks[-1])
@@ -384,7 +390,9 @@ class _Recorder:
                 last = blocks.pop()
                 whole = [*last.calls, *calls]
                 low = _Cut(last.source, None, 0)
-                block = _block(low, above, whole, last.residual or bool(path), last.skipped | skipped)
+                block = _block(low, above, whole, path, last.skipped | skipped)
+                if last.residual:
+                    block = replace(block, residual=True, sum=last.sum)
             blocks.append(block)
         return tuple(blocks)
 
@@ -418,7 +426,7 @@ def _idle(block: Block) -> bool:
     return not weights and block.source.numel() == block.target.numel()
 
 
-def _block(below: _Cut, above: _Cut, calls: Sequence[Call], residual: bool, skipped: frozenset[str]) -> Block:
+def _block(below: _Cut, above: _Cut, calls: Sequence[Call], path: Sequence[Node], skipped: frozenset[str]) -> Block:
     outer: list[Call] = []
     for c in calls:
         if not outer or c.began > outer[-1].ended:
@@ -426,4 +434,6 @@ def _block(below: _Cut, above: _Cut, calls: Sequence[Call], residual: bool, skip
     told = [c for c in outer if any(i.mixes for i in calls if c.began <= i.began and i.ended <= c.ended)] or outer
     name = " + ".join(c.name for c in told) or "functional"
     kinds = " + ".join(c.kind for c in outer) or "functional"
-    return Block(name, kinds, below.tensor, above.tensor, tuple(calls), residual, skipped)
+    meeting = first_sum(path[1:])  # the first is the start, which may be the sum of the block before
+    edge = GradientEdge(meeting, 0) if meeting is not None else None
+    return Block(name, kinds, below.tensor, above.tensor, tuple(calls), bool(path), edge, skipped)

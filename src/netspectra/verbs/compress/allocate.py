@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
@@ -11,7 +11,7 @@ from netspectra.errors import InputRefused
 from netspectra.forms import Site
 from netspectra.plan import Cost
 
-__all__ = ["Budget", "Choice", "Component", "Option", "allocate", "components", "hull", "total", "uniform"]
+__all__ = ["Budget", "Choice", "Component", "Option", "allocate", "components", "filled", "hull", "total", "uniform"]
 
 Measure = Literal["parameters", "bytes", "flops", "milliseconds", "loss"]
 
@@ -166,11 +166,37 @@ def _covers(sites: Sequence[Site]) -> Iterator[tuple[Site, ...]]:
     names = {member.name for site in sites for member in site.members.values()}
     single = {site.member.name: site for site in sites if len(site.members) == 1}
     several = [site for site in sites if len(site.members) > 1]
-    for count in range(len(several) + 1):
-        for chosen in combinations(several, count):
-            covered = [member.name for site in chosen for member in site.members.values()]
-            if len(set(covered)) == len(covered):
-                yield (*(single[name] for name in single if name in names - set(covered)), *chosen)
+    for chosen in _disjoint(several):
+        covered = {member.name for site in chosen for member in site.members.values()}
+        yield (*(single[name] for name in single if name in names - covered), *chosen)
+
+
+MOST = 8  # groups in one component of which every combination is tried
+
+
+def _disjoint(several: Sequence[Site]) -> Iterator[tuple[Site, ...]]:
+    """Sets of groups that share no layer: all of them; in long chains none, and those met first from either start."""
+    if len(several) <= MOST:
+        subsets: Iterable[Sequence[Site]] = (
+            some for count in range(len(several) + 1) for some in combinations(several, count)
+        )
+    else:
+        subsets = ((), _greedy(several), _greedy(several[1:]))
+    for some in subsets:
+        names = [member.name for site in some for member in site.members.values()]
+        if len(set(names)) == len(names):
+            yield tuple(some)
+
+
+def _greedy(several: Sequence[Site]) -> list[Site]:
+    taken: set[str] = set()
+    chosen = []
+    for site in several:
+        names = {member.name for member in site.members.values()}
+        if not names & taken:
+            taken |= names
+            chosen.append(site)
+    return chosen
 
 
 def allocate(parts: Sequence[Component], budget: Budget) -> list[Option]:
@@ -269,27 +295,34 @@ def _least(parts: Sequence[Component], limit: float) -> list[Option]:
     return chosen
 
 
-def uniform(
-    parts: Sequence[Component], share: float, measure: Measure, accept: Callable[[Choice], bool]
-) -> list[Option]:
-    """Every component at the same share of its own cost, each in the best of the accepted forms that fits.
+def filled(parts: Sequence[Component], chosen: Sequence[Option], budget: Budget) -> list[Option]:
+    """The same options, with what they leave of the budget spent where it saves most loss."""
+    return _filled(parts, list(chosen), budget.measure, budget.limit)
 
-    Raises:
-        InputRefused: a component has no option that small; leave it dense in that case is not done silently.
+
+def uniform(
+    parts: Sequence[Component], share: float, measure: Measure, accept: Callable[[Choice], bool] = lambda choice: True
+) -> list[Option]:
+    """Every site at the same share of its own cost, each in the best of the accepted forms that fits.
+
+    A site that has no form so small takes the smallest it has; so the sum may exceed the budget, which the caller
+    has to look at.
     """
-    found = []
-    for part in parts:
-        limited = replace(
-            part,
-            choices={
-                key: tuple(c for c in some if c.form == "dense" or accept(c)) for key, some in part.choices.items()
-            },
-            _hulls={},
-        )
-        limit = share * part.dense().of(measure)
-        fitting = [o for o in limited.hull(measure) if o.of(measure) <= limit]
-        if not fitting:
-            found.append(limited.hull(measure)[0])
-            continue
-        found.append(_filled([limited], [min(fitting, key=lambda o: o.loss)], measure, limit)[0])
-    return found
+    return [min((_even(part, sites, share, measure, accept) for sites in part.alternatives), key=lambda o: (
+        o.of(measure) > share * part.dense().of(measure) * (1 + 1e-12), o.loss)) for part in parts]  # fmt: skip
+
+
+def _even(
+    part: Component, sites: Sequence[Site], share: float, measure: Measure, accept: Callable[[Choice], bool]
+) -> Option:
+    picked = []
+    for site in sites:
+        dense, *others = part.choices[id(site)]
+        some = [choice for choice in others if accept(choice)]
+        limit = share * _measured(dense.cost, measure)
+        fitting = [choice for choice in some if _measured(choice.cost, measure) <= limit]
+        if fitting:
+            picked.append(min(fitting, key=lambda choice: choice.loss))
+        else:
+            picked.append(min(some, key=lambda choice: _measured(choice.cost, measure), default=dense))
+    return _together(picked)

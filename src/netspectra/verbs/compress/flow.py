@@ -78,7 +78,8 @@ class _Watch(TorchDispatchMode):
         if base is not None:
             self.known[base] = self.known.get(base, NOWHERE) | origins
         if len(origins) == 1 and tensor.dim() > 2:
-            self.flow.lengths.setdefault(*origins, set()).add(tensor.shape[-1])
+            (name,) = origins
+            self.flow.lengths.setdefault(name, set()).add(tensor.shape[-1])
 
 
 def watched(model: nn.Module, batch: Any, modules: Mapping[str, nn.Module]) -> Flow:

@@ -26,6 +26,7 @@ from netspectra.verbs.compress.allocate import (
     Option,
     allocate,
     components,
+    filled,
     total,
     uniform,
 )
@@ -50,7 +51,7 @@ from netspectra.verbs.compress.sites import Shrinkage, Sites, find_sites
 from netspectra.verbs.compress.speed import speed
 from netspectra.weight import Selection
 
-__all__ = ["Progress", "Workshop", "compress", "gathered", "split"]
+__all__ = ["Progress", "Workshop", "budget_of", "compress", "gathered", "split"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of it is, 0 ... 1."""
@@ -298,7 +299,8 @@ def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
             yield Choice(site, name, int(size), cost, float(curve.losses[i]))
 
 
-def _budget(shop: Workshop) -> Budget:
+def budget_of(shop: Workshop) -> Budget:
+    """What may not be exceeded, in the measure that was asked for."""
     options = shop.options
     if options.budget == "keep":
         before = sum(part.dense().of("parameters") for part in shop.parts)
@@ -308,7 +310,7 @@ def _budget(shop: Workshop) -> Budget:
 
 def _chosen(shop: Workshop, progress: Progress) -> tuple[list[Option], dict[str, Any], str]:
     """The best of the candidates on held-out data, what each of them measured, and why."""
-    budget = _budget(shop)
+    budget = budget_of(shop)
     measure: Measure = "parameters" if budget.measure == "loss" else budget.measure
     method = shop.sites.found[0].method
     candidates: dict[str, list[Option]] = {}
@@ -322,9 +324,11 @@ def _chosen(shop: Workshop, progress: Progress) -> tuple[list[Option], dict[str,
         share = sum(option.of(measure) for option in candidates["allocated"]) / before
     else:
         share = budget.limit / before
-    even = uniform(shop.parts, share, measure, lambda choice: True)
+    even = uniform(shop.parts, share, measure)
     if sum(option.of(measure) for option in even) <= share * before * (1 + 1e-9):
         candidates["uniform"] = even
+        if weighed and budget.measure != "loss":
+            candidates["uniform, filled"] = filled(shop.parts, even, budget)
     if not candidates:
         raise InputRefused(f"the budget of {budget.limit:.4g} {measure} cannot be met layer by layer; raise it")
     if shop.held is None:

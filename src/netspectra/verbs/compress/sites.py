@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from netspectra.forms import Member, Site
 from netspectra.forms.factors import is_conv1d
 from netspectra.linalg.moments import shrunk
-from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration, layers
+from netspectra.verbs.compress.calibrate import CONVOLUTIONS, WIDEST, Calibration, layers
 from netspectra.weight import Selection
 
 __all__ = ["Shrinkage", "Sites", "find_sites", "matrix"]
@@ -148,6 +148,12 @@ def _member(
     )
 
 
+def _outputs(module: nn.Module) -> int:
+    """m: how many outputs a layer has."""
+    weight = cast(Tensor, module.weight)
+    return weight.shape[1] if is_conv1d(module) or isinstance(module, nn.Embedding) else weight.shape[0]
+
+
 def _left(
     model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration | None, selection: Selection
 ) -> dict[str, str]:
@@ -169,6 +175,8 @@ def _left(
             left[name] = "its numbers are codes"
         elif calibration is not None and name not in calibration.owner:
             left[name] = "never ran on the calibration data"
+        elif calibration is not None and calibration.outputs and _outputs(module) > WIDEST:
+            left[name] = f"more than {WIDEST} outputs: the moments of their gradients take too much memory"
         elif calibration is not None and calibration.outputs and name not in calibration.outputs:
             left[name] = "no gradient reaches it: what is to be kept of the output does not depend on it"
         elif isinstance(module, CONVOLUTIONS) and module.groups > 1:

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.live.batches import moved
+from netspectra.live.jacobian import vjp
 from netspectra.live.norm import operator_norm
 from netspectra.live.trace import Block, Call, Trace, freshly_normalized, plain_kernels, traced, widened
 from netspectra.live.untouched import untouched
 from netspectra.verbs.train.draws import Draw, Method, draws, is_norm
 from netspectra.verbs.train.initialization import Change, Initialization
-from netspectra.verbs.train.trainability import TrainabilityOptions, backward_profile, trainability
+from netspectra.verbs.train.trainability import TrainabilityOptions, backward_profile, output_probes, trainability
 
 __all__ = ["InitializeOptions", "initialize_"]
 
 STEP = 8.0  # largest factor of one round
-HUSHED = 1e-3  # of a branch that is to say nothing: at zero itself the slope of a ReLU is another one
+BOLD = 6  # rounds that go the whole way; then, where blocks keep answering each other (GELU), a part of it
+CALM = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class InitializeOptions:
     branch: float | None = None
     rescale: bool = True
     tolerance: float = 0.02
-    rounds: int = 30
+    rounds: int = 60
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
@@ -149,11 +151,10 @@ def _rescaled(
         found = [real[id(p)] for p in (_branch_end(block) if block.residual else _weights(block)) if id(p) in real]
         return [p for p in found if changes[id(p)].touched]
 
-    silent = _silenced(subject, options, measure, handles)
-    scaled: set[int] = set()
     for done in range(options.rounds):
         worst, total = 1.0, 0.0
-        for block, gain, wanted in _wishes(subject, options, measure, silent):
+        power = 1.0 if done < BOLD else CALM
+        for block, gain, wanted in _wishes(subject, options, measure):
             parameters = handles(block)
             if not parameters or not 0 < gain < math.inf or wanted <= 0:
                 continue
@@ -163,10 +164,9 @@ def _rescaled(
             with torch.no_grad():
                 for parameter in parameters:
                     change = changes[id(parameter)]
-                    each = factor ** (1 / len(parameters))
+                    each = factor ** (power / len(parameters))
                     parameter.mul_(each)
                     change.scale *= each
-                    scaled.add(id(parameter))
         subject.update()
         if worst <= 1 + options.tolerance and abs(total) <= 2 * options.tolerance:
             return done + 1
@@ -174,57 +174,43 @@ def _rescaled(
 
 
 def _wishes(
-    subject: _Subject, options: InitializeOptions, measure: TrainabilityOptions, silent: Sequence[float]
+    subject: _Subject, options: InitializeOptions, measure: TrainabilityOptions
 ) -> list[tuple[Block, float, float]]:
     """Each block with weights, what its weights do to gradients, and what they should."""
     found: list[tuple[Block, float, float]] = []
 
     def look(trace: Trace) -> None:
-        gains = _gains(trace, measure)
-        plain = [block for block in trace.blocks if _weights(block) and not block.residual]
-        branches = sum(block.residual for block in trace.blocks)
-        share = options.branch if options.branch is not None else 1 / math.sqrt(max(branches, 1))
+        branches = _branches(trace, measure)
+        share = options.branch if options.branch is not None else 1 / math.sqrt(max(len(branches), 1))
+        plain = [block for block in trace.blocks if _weights(block) and block not in branches]
         normal = any(is_norm(call.module) for block in trace.blocks for call in block.calls)
         each = options.target ** (1 / max(len(plain), 1)) if not branches and not normal else 1.0
-        for block, gain, base in zip(trace.blocks, gains, silent, strict=True):
-            if block.residual:
-                own = math.sqrt(max(gain * gain - base * base, (1e-3 * base) ** 2))
-                found.append((block, own, share * base))
-            elif _weights(block):
+        for block, gain in zip(trace.blocks, _gains(trace, measure), strict=True):
+            if block in branches:
+                found.append((block, branches[block], share))
+            elif block in plain:
                 found.append((block, gain, each))
 
     _look(subject, options, look)
     return found
 
 
-def _silenced(
-    subject: _Subject,
-    options: InitializeOptions,
-    measure: TrainabilityOptions,
-    handles: Callable[[Block], list[Tensor]],
-) -> list[float]:
-    """The gain of every block while the residual branches say nothing."""
-    held: list[tuple[Tensor, Tensor]] = []
+def _branches(trace: Trace, measure: TrainabilityOptions) -> dict[Block, float]:
+    """What each residual branch adds to the gradient that its stream carries, relative to that.
 
-    def silence(trace: Trace) -> None:
-        for block in trace.blocks:
-            if block.residual:
-                held.extend((p, p.detach().clone()) for p in handles(block))
-
-    gains: list[float] = []
-    _look(subject, options, silence)
-    with torch.no_grad():
-        for parameter, _ in held:
-            parameter.mul_(HUSHED)
-    subject.update()
-    try:
-        _look(subject, options, lambda trace: gains.extend(_gains(trace, measure)))
-    finally:
-        with torch.no_grad():
-            for parameter, value in held:
-                parameter.copy_(value)
-        subject.update()
-    return gains
+    The gradient at the block's start is that at the sum, which the stream brings, plus what the branch brings.
+    """
+    blocks = [block for block in trace.blocks if block.sum is not None]
+    sums = torch.zeros(len(blocks), 2, dtype=torch.float64)
+    for w in output_probes(trace, measure) if blocks else ():
+        ends = [block.sum for block in blocks if block.sum is not None]
+        grads = vjp([*(block.source for block in blocks), *ends], trace.output, w)
+        for place, (start, end) in enumerate(zip(grads[: len(blocks)], grads[len(blocks) :], strict=True)):
+            if start.numel() == end.numel():
+                sums[place, 0] += (start - end.reshape(start.shape)).double().square().sum().cpu()
+                sums[place, 1] += end.double().square().sum().cpu()
+    ratios = (sums[:, 0] / sums[:, 1]).sqrt().tolist()
+    return {block: ratio for block, ratio in zip(blocks, ratios, strict=True) if math.isfinite(ratio)}
 
 
 def _look(subject: _Subject, options: InitializeOptions, see: Callable[[Trace], None]) -> None:

@@ -76,9 +76,10 @@ class JacobianSpectrum:
 
 
 def gauss_probes(count: int, like: Tensor, seed: int) -> list[Tensor]:
-    """Random vectors of a tensor's shape, the same on every device."""
+    """Random vectors of a tensor's shape, the same on every device: of any direction, their mean square one."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(like.shape, generator=generator).to(like) for _ in range(count)]
+    drawn = [torch.randn(like.shape, generator=generator) for _ in range(count)]
+    return [(w / w.square().mean().sqrt()).to(like) for w in drawn]
 
 
 def spectrum_of(

@@ -20,7 +20,7 @@ from netspectra.verbs.train.rules import RULES, BlockFinding, Case
 from netspectra.verbs.train.spectra import Limits, gauss_probes, root_mean, spectrum_of
 from netspectra.verdicts import spoken
 
-__all__ = ["TrainabilityOptions", "examine", "trainability"]
+__all__ = ["TrainabilityOptions", "backward_profile", "examine", "output_probes", "trainability"]
 
 FEW = 16  # output numbers of a sample up to which every one is followed back: nothing is left to chance
 PAIRS = 256  # samples whose cosines are compared
@@ -129,18 +129,23 @@ def _relative(a: Value, b: Value) -> float:
     return float(a / b) * math.hypot((a.error or 0.0) / a if a > 0 else 0.0, (b.error or 0.0) / b)
 
 
+def output_probes(trace: Trace, options: TrainabilityOptions) -> list[Tensor]:
+    """Vectors to send back from the output: one for each number of a sample if there are few, else random ones."""
+    count = trace.output.numel() // trace.samples
+    if count > FEW:
+        return gauss_probes(options.probes, trace.output, options.seed)
+    basis = torch.eye(count).to(trace.output)
+    return [row.expand(trace.samples, -1).reshape(trace.output.shape) for row in basis]
+
+
 def backward_profile(trace: Trace, sizes: list[int], options: TrainabilityOptions) -> list[Value]:
     """Rms singular value of the Jacobian from each cut to the output; that of the output itself is 1."""
-    cuts, B = trace.cuts[:-1], trace.samples
     narrow = [min(sizes[place:]) for place in range(len(sizes))]
+    sums = energies(trace.cuts[:-1], trace.output, output_probes(trace, options))
+    whole = [s.sum(1) / (trace.samples * k) for s, k in zip(sums, narrow, strict=False)]
     if sizes[-1] <= FEW:
-        basis = torch.eye(sizes[-1]).to(trace.output)
-        probes = [row.expand(B, -1).reshape(trace.output.shape) for row in basis]
-        sums = energies(cuts, trace.output, probes)
-        exact = [math.sqrt(float(s.sum()) / (B * k)) for s, k in zip(sums, narrow, strict=False)]
-        return [*map(Value, exact), Value(1.0)]
-    sums = energies(cuts, trace.output, gauss_probes(options.probes, trace.output, options.seed))
-    return [*(root_mean(s.sum(1) / (B * k)) for s, k in zip(sums, narrow, strict=False)), Value(1.0)]
+        return [*(Value(math.sqrt(float(s.sum()))) for s in whole), Value(1.0)]
+    return [*map(root_mean, whole), Value(1.0)]
 
 
 def _forward_profile(trace: Trace, sizes: list[int], options: TrainabilityOptions) -> tuple[list[Value], tuple]:

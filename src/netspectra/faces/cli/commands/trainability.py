@@ -140,5 +140,5 @@ def _show(found: Trainability) -> None:
 
     out = terminal()
     for line in str(found).splitlines():
-        level = next((level for level in STYLE if line.startswith(f"{level}: ")), None)
-        out.print(Text(line, style=STYLE[level] if level else ""), soft_wrap=True)
+        styles = [style for level, style in STYLE.items() if line.startswith(f"{level}: ")]
+        out.print(Text(line, style="".join(styles)), soft_wrap=True)

@@ -1,0 +1,64 @@
+"""Allocated against uniform on held-out samples: three models, five budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.compress.digits import trained
+from netspectra.verbs.compress.options import CompressOptions
+from netspectra.verbs.compress.planning import compress
+
+KEEP = (0.3, 0.4, 0.5, 0.7, 0.9)
+
+
+def perceptron(images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
+    """A perceptron of three hidden layers trained on flat digits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = (64, 256, 256, 128, 10)
+        layers: list[nn.Module] = []
+        for n, m in pairwise(sizes):
+            layers += [nn.Linear(n, m), nn.GELU()]
+        model = nn.Sequential(*layers[:-1])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        for _ in range(epochs):
+            for part in torch.randperm(len(images)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(model(images[part]), labels[part]).backward()
+                optimizer.step()
+    return model.eval()
+
+
+def compared(
+    name: str, model: nn.Module, batches: Sequence[Any], include: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """Held-out losses at every budget; moments are taken once."""
+    rows, known = [], None
+    for keep in KEEP:
+        plan, shop = compress(model, CompressOptions(keep=keep, include=include), batches, calibration=known)
+        known = shop.calibration
+        losses = {which: found["loss"] for which, found in plan.held_out["candidates"].items()}
+        share = plan.totals["selected_after"].parameters / plan.totals["selected_before"].parameters
+        rows.append({"model": name, "keep": keep, **losses, "kept": plan.held_out["kept"], "share": share})
+    return rows
+
+
+def measured(quick: bool = False) -> list[dict[str, Any]]:
+    """Rows of all three models."""
+    from benchmarks.compress.minilm import ENCODER, Model
+
+    network, train, _, _ = trained(4 if quick else 30)
+    network.requires_grad_(True)
+    rows = compared("digits CNN", network, list(train[:512].split(64)))
+    flat = train.flatten(1)
+    with torch.no_grad():
+        labels = network(train).argmax(1)
+    rows += compared("digits perceptron", perceptron(flat, labels, 2 if quick else 20), list(flat[:512].split(64)))
+    minilm = Model(64, 8) if quick else Model(192, 8)
+    return rows + compared("MiniLM", minilm.module, minilm.calibration, ENCODER)
