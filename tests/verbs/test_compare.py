@@ -122,6 +122,20 @@ def test_fused_weights_meet_their_parts():
     assert all(d.equal for d in ns.compare(fused, split)) and len(ns.compare(fused, split)) == 3
 
 
+def test_a_converter_that_renames_and_reorders_queries_and_keys_is_seen_through():
+    """llama.cpp's converter: other names, rows of each head from halves to neighbours, and the files' orders differ."""
+    hf, gguf = {}, {}
+    for i in range(12):
+        for j, (ours, theirs, m) in enumerate((("q", "attn_q", 128), ("k", "attn_k", 64), ("o", "attn_output", 128))):
+            W = randn(m, 128, seed=10 * i + j)
+            hf[f"model.layers.{i}.self_attn.{ours}_proj.weight"] = W
+            turned = W.reshape(m // 64, 2, 32, 128).transpose(1, 2).reshape(m, 128) if ours != "o" else W
+            gguf[f"blk.{i}.{theirs}.weight"] = turned.contiguous()
+    found = ns.compare(dict(sorted(hf.items())), gguf)
+    assert found.lineage == "identical" and len(found) == 36
+    assert "rotary" in found["model.layers.10.self_attn.q_proj.weight"].notes[0]
+
+
 def test_ambiguous_ends_are_not_guessed():
     assert match_names([("w", (2,))], [("a.w", (2,)), ("b.w", (2,))]) == []
     assert match_names([("a.w", (2,))], [("x.a.w", (3,))]) == []

@@ -161,15 +161,11 @@ def delta_of(pair: Pair, before: Record, after: Record | None) -> Delta:
 
 
 def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
-    A, B, turned = *_both(pair), pair.transposed
-    a2, b2, ab = float((A * A).sum()), float((B * B).sum()), float((A * B).sum())
-    square = len(A) == 1 and A.shape[1] == A.shape[2] and not turned and a2 > 0 and b2 > 0
-    if square and abs(ab) < RELATED * math.sqrt(a2 * b2):
-        flipped = float((A * B.mT).sum())
-        if flipped > ALIKE_TRANSPOSED * math.sqrt(a2 * b2):
-            B, ab, turned = B.mT.contiguous(), flipped, True
+    A, B = _both(pair)
+    a2, b2 = float((A * A).sum()), float((B * B).sum())
+    B, ab, notes = _aligned(A, B, math.sqrt(a2 * b2))
+    notes = ("compared with its transpose",) if pair.transposed else notes
     told = _told(pair, a2, b2, ab)
-    notes = ("compared with its transpose",) if turned else ()
     D = B - A
     flat_a, flat_b = A.flatten(0, 1), B.flatten(0, 1)
     forms = form_of(flat_a, *_kept(pair.before)), form_of(flat_b, *_kept(pair.after))
@@ -189,7 +185,8 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     left = math.sqrt(max(float(((flat_b - factor * flat_a) ** 2).sum()), 0.0) / d2)
     spectrum = svdvals(D[0]) if len(D) == 1 else union(svdvals_batch(D), (len(D) * D.shape[1], len(D) * D.shape[2]))
     m, n = D.shape[1:]
-    floor = 1.1 * math.sqrt(tau2) * (math.sqrt(m) + math.sqrt(n)) + float(spectrum.error.max(initial=0.0))
+    room = 3.0 if names == ("float32", "float32") else 1.1  # whoever merged two factors rounded their product too
+    floor = room * math.sqrt(tau2) * (math.sqrt(m) + math.sqrt(n)) + float(spectrum.error.max(initial=0.0))
     rank = int((spectrum.values > floor).sum())
     beyond = float((spectrum.values[rank:] ** 2).sum())
     related = ab > RELATED * math.sqrt(a2 * b2)
@@ -216,7 +213,31 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     )
 
 
-ALIKE_TRANSPOSED = 0.5
+ALIKE = 0.5  # cosine from which a matrix in another order is the same one
+HEADS = (64, 128, 32, 96, 80, 256)  # usual sizes of a head
+
+
+def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, float, tuple[str, ...]]:
+    """The second as it fits the first, and <A, B>: where they are strangers, another order of its numbers is tried.
+
+    A square matrix may be stored the other way round; the rows of queries and keys are in one of two orders, since
+    rotary embeddings pair neighbours in one convention and halves of a head in the other (llama.cpp converts).
+    """
+    inner = float((A * B).sum())
+    if len(A) != 1 or abs(inner) >= RELATED * norms or norms == 0:
+        return B, inner, ()
+    m, n = B.shape[1:]
+    tried = [(B.mT, "compared with its transpose")] if m == n else []
+    for d in HEADS:
+        if m % d == 0:
+            for shape in ((m // d, 2, d // 2, n), (m // d, d // 2, 2, n)):
+                rows = B.reshape(shape).transpose(1, 2).reshape(B.shape)
+                tried.append((rows, f"rows of heads of {d} are in the other order of rotary embeddings"))
+    for other, note in tried:
+        found = float((A * other).sum())
+        if found > ALIKE * norms:
+            return other.contiguous(), found, (note,)
+    return B, inner, ()
 
 
 def _kept(weight: Weight) -> tuple[str, str]:

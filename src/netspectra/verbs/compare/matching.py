@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -89,8 +90,8 @@ def match_names(
     [(0, 1, 'name'), (1, 0, 'end of name')]
     """
     same = {key: j for j, key in enumerate(after)}
-    by_name: How = "name"
-    found = [(i, same[key], by_name) for i, key in enumerate(before) if key in same]
+    found: list[tuple[int, int, How]] = []
+    found.extend((i, same[key], "name") for i, key in enumerate(before) if key in same)
     taken_i, taken_j = {i for i, _, _ in found}, {j for _, j, _ in found}
     left = [(i, *key) for i, key in enumerate(before) if i not in taken_i]
     right = [(j, *key) for j, key in enumerate(after) if j not in taken_j]
@@ -106,8 +107,8 @@ def match_names(
     for i, j in candidates:
         count_i[i] += 1
         count_j[j] += 1
-    by_end: How = "end of name"
-    return found + [(i, j, by_end) for i, j in sorted(candidates) if count_i[i] == count_j[j] == 1]
+    found.extend((i, j, "end of name") for i, j in sorted(candidates) if count_i[i] == count_j[j] == 1)
+    return found
 
 
 def _form(weight: Weight) -> tuple[int, ...]:
@@ -212,8 +213,15 @@ def _by_order(left: list[Weight], right: list[Weight]) -> list[Pair]:
     pairs = []
     for ours, theirs in groups.values():
         if len(ours) == len(theirs):
-            pairs += [Pair(a, b, "shape") for a, b in zip(ours, theirs, strict=True)]
+            ordered = (sorted(side, key=_natural) for side in (ours, theirs))
+            pairs += [Pair(a, b, "shape") for a, b in zip(*ordered, strict=True)]
     return pairs
+
+
+def _natural(weight: Weight) -> list[tuple[bool, int, str]]:
+    """Layer 2 before layer 10: files may have them in the order of letters."""
+    parts = re.split(r"(\d{1,9})", weight.name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def others(tensors: Iterable[TensorRef], weights: Iterable[Weight]) -> list[TensorRef]:

@@ -48,7 +48,7 @@ def form_of(X: Tensor, dtype: str, stored: str = "") -> Form:
         dtype: name of the dtype of the loaded tensor.
         stored: how the file keeps it, where that is another.
 
-    >>> form_of(torch.tensor([[1.0, 2.0], [3.0, 0.1]]).bfloat16().double(), "float32").name
+    >>> form_of(torch.linspace(0.1, 1, 20).bfloat16().double()[None], "float32").name
     'bfloat16'
     """
     eight = re.search(r"float8_\w+", stored or dtype)
