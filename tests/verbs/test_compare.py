@@ -212,6 +212,17 @@ def test_nothing_that_could_not_be_read_is_called_the_same():
     assert json.loads(found.to_json())["summary"]["not_compared"]
 
 
+def test_zero_and_complex_weights_have_a_verdict():
+    zero, W = {"w": torch.zeros(8, 8)}, {"w": randn(8, 8)}
+    assert ns.compare(zero, zero).lineage == "identical"
+    for one, other in ((zero, W), (W, zero)):
+        found = ns.compare(one, other)
+        assert found.lineage == "unrelated" and not found["w"].cosine.known
+        assert json.loads(found.to_json())["weights"][0]["delta"]["cosine"] is None
+    odd = {"w": torch.randn(8, 8, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))}
+    assert "could not be compared" in ns.compare(odd, {"w": odd["w"] + 1}).verdict.message
+
+
 @pytest.mark.parametrize("matrix", [torch.eye(32), torch.ones(32, 32), (randn(32, 32) > 0).float()])
 def test_zeros_and_ones_are_no_quantizers_grid(matrix):
     assert not form_of(matrix.double(), "float32").coded

@@ -124,7 +124,7 @@ def _evidence(f: Family, **more: Any) -> dict[str, Any]:
 
 def _another(f: Family) -> Finding:
     alien = f.share(f.strangers()) > 0.5
-    if f.deltas and f.matched >= THRESHOLDS["matched"] and not (f.unmatched and alien):
+    if (f.deltas or f.unread) and f.matched >= THRESHOLDS["matched"] and not (f.unmatched and alien):
         return None
     told = f"{f.matched:.0%} of the numbers in weight matrices have a partner of the same shape"
     return told + (", and those are unrelated" if alien else ""), _evidence(f)
