@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes, a file each; one BLAS thread in each, so that they do not crowd each other.
+TWO := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test test-slow check format docs bench clean help
@@ -46,8 +48,10 @@ $(VENV)/.bench: $(VENV)/.package
 demo: $(VENV)/.minilm
 	$(BIN)/netspectra demo
 
+test test-slow: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/.test $(VENV)/.minilm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-slow: $(VENV)/.test $(VENV)/.minilm
 	$(BIN)/python -m pytest -m 'slow or network'

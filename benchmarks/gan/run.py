@@ -1,4 +1,4 @@
-"""Does normalizing a critic help a GAN, and by which norm? Planar mixtures, digits, and what is left of a norm."""
+"""Does normalizing a critic help a GAN, and by which norm? Planar mixtures and digits."""
 
 from __future__ import annotations
 
@@ -12,41 +12,14 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch import Tensor
 
-import netspectra as ns
 from benchmarks.gan import digits, planar
+from benchmarks.normalize.run import spread, told
 from benchmarks.results import keep, table
 from netspectra.figures import save_figure
 
 HERE = Path(__file__).parent
-
-
-def left_over(quick: bool) -> list[dict[str, Any]]:
-    """The true operator norm of convolutions that torch's spectral_norm has normalized to 1."""
-    rows = []
-    for size, stride, groups in [(3, 1, 1), (5, 1, 1), (7, 1, 1), (4, 2, 1), (3, 1, 16)]:
-        found, ours = [], []
-        for seed in range(2 if quick else 10):
-            torch.manual_seed(seed)
-            padding = size // 2 if size % 2 else 1
-            kernel = nn.Conv2d(16, 16, size, stride=stride, padding=padding, groups=groups)
-            theirs = nn.Conv2d(16, 16, size, stride=stride, padding=padding, groups=groups)
-            theirs.load_state_dict(kernel.state_dict())
-            parametrizations.spectral_norm(theirs, n_power_iterations=100)
-            found.append(ns.operator_norm(theirs.eval(), (16, 16)).value)
-            ours.append(ns.operator_norm(ns.spectral_norm(kernel, input_shape=(16, 16)).eval(), (16, 16)).value)
-        rows.append({"kernel": size, "stride": stride, "groups": groups, "torch": spread(found), "ours": spread(ours)})
-    return rows
-
-
-def spread(numbers: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(numbers), "min": min(numbers), "max": max(numbers)}
-
-
-def told(numbers: dict[str, float], digits: int = 3) -> str:
-    return f"{numbers['median']:.{digits}g} ({numbers['min']:.{digits}g} .. {numbers['max']:.{digits}g})"
 
 
 def each(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -126,26 +99,14 @@ def scatter(pictures: dict[str, Tensor]) -> go.Figure:
 
 def main(quick: bool = False) -> None:
     torch.set_num_threads(1)
-    norms = left_over(quick)
     planar_rows, planar_pictures = mixtures(quick)
     digit_rows = on_digits(quick)
-    page = "\n\n".join((*_norms_page(norms), *_planar_page(planar_rows), *_digits_page(digit_rows)))
+    page = "\n\n".join((*_planar_page(planar_rows), *_digits_page(digit_rows)))
     if quick:
         print(page)
         return
     save_figure(scatter(planar_pictures), HERE / "planar.png")
-    keep(HERE, "Critics under a budget", {"norms": norms, "planar": planar_rows, "digits": digit_rows}, page)
-
-
-def _norms_page(rows: list[dict[str, Any]]) -> tuple[str, str]:
-    return (
-        "Operator norm of 16 -> 16 convolutions on a 16 x 16 grid that were normalized to 1: median (least .. largest) "
-        "of 10 random kernels. torch normalizes the reshaped kernel.",
-        table(
-            ("kernel", "stride", "groups", "torch spectral_norm", "ns.spectral_norm"),
-            [(r["kernel"], r["stride"], r["groups"], told(r["torch"]), told(r["ours"], 4)) for r in rows],
-        ),
-    )
+    keep(HERE, "Critics under a budget", {"planar": planar_rows, "digits": digit_rows}, page)
 
 
 def _planar_page(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
