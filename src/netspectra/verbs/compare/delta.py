@@ -22,6 +22,7 @@ from netspectra.linalg.svd import svd
 from netspectra.linalg.values import svdvals, union
 from netspectra.metrics import chosen, evaluate
 from netspectra.record import Record, Value
+from netspectra.verbs.compare.directions import LEADING, directions, new_directions, principal
 from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.compare.rounding import Form, form_of
 from netspectra.weight import Layout, Weight
@@ -29,8 +30,6 @@ from netspectra.weight import Layout, Weight
 __all__ = ["Delta", "delta_of"]
 
 OF_DELTA = ("stable_rank", "effective_rank", "numerical_rank", "k90", "mp_edge", "spikes", "mp_distance")
-LEADING = 10  # leading directions looked at, as in arXiv 2410.21228
-NEW = 0.5  # a leading direction is new where its cosine with every old one is below
 RELATED = 0.3  # cosine of the weights below which directions are not compared
 WITHIN = 1.15  # root mean square of the change over that of rounding up to which it is rounding; see benchmarks/compare
 INSIDE = 0.95  # share of the entries that must have moved no further than rounding can
@@ -190,7 +189,7 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     rank = int((spectrum.values > floor).sum())
     beyond = float((spectrum.values[rank:] ** 2).sum())
     related = ab > RELATED * math.sqrt(a2 * b2)
-    angles, intruders = _directions(A, B, related and not precise)
+    angles, intruders = directions(A, B, related and not precise)
     return Delta(
         **told,
         spectral_change=_ratio(spectrum.sigma_max, before.spectrum.sigma_max),
@@ -322,42 +321,6 @@ def _changes(before: Record, after: Record | None) -> dict[str, tuple[float | No
     }
 
 
-# ---- directions --------------------------------------------------------------------------------------------------
-
-Sides = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _directions(A: Tensor, B: Tensor, wanted: bool) -> tuple[Sides, Value]:
-    if not wanted:
-        return ((), ()), Value.unknown("directions are compared where the weights are related and changed")
-    if len(A) > 1:
-        return ((), ()), Value.unknown("directions of grouped weights are not compared")
-    k = min(LEADING, *A.shape[1:])
-    X, Y = A[0].float(), B[0].float()
-    old, new = svd(X, k=k), svd(Y, k=k)
-    return _angles((old.U, old.Vh), (new.U, new.Vh)), _intruders(lambda: svd(X).U, old.U, new.U)
-
-
-def _angles(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Sides:
-    left = torch.linalg.svdvals(old[0].double().mT @ new[0].double())
-    right = torch.linalg.svdvals(old[1].double() @ new[1].double().mT)
-    return tuple(left.clamp(max=1.0).tolist()), tuple(right.clamp(max=1.0).tolist())
-
-
-def _intruders(every: Any, old: Tensor, new: Tensor) -> Value:
-    """How many new leading left vectors have a cosine below `NEW` with every old one.
-
-    The leading old ones settle most: a large cosine with one, or so little left that no other can have one.
-    """
-    cosines = (old.mT @ new).double().abs()
-    rest = (1 - (cosines**2).sum(0)).clamp_min(0).sqrt()
-    open_ = (cosines.amax(0) < NEW) & (rest >= NEW)
-    known = int(((cosines.amax(0) < NEW) & ~open_).sum())
-    if bool(open_.any()):
-        known += int(((every().mT @ new[:, open_]).abs().amax(0) < NEW).sum())
-    return Value(float(known), detail={"of": new.shape[1], "cosine below": NEW})
-
-
 # ---- adapters ----------------------------------------------------------------------------------------------------
 
 
@@ -399,7 +362,7 @@ def _of_factors(pair: Pair, before: Record, after: Record | None) -> Delta:
         precise=precise,
         moved=0.0 if equal or precise else 1.0,
         forms=(pair.before.part.ref.dtype, pair.after.part.ref.dtype),
-        angles=_angles((one.U, one.Vh), (other.U, other.Vh)),
+        angles=principal((one.U, one.Vh), (other.U, other.Vh)),
         intruders=Value.unknown("two adapters: neither is the other's base"),
         changes=_changes(before, after),
         notes=("compared as factors, never multiplied out",),
@@ -424,10 +387,10 @@ def _of_adapter(pair: Pair, before: Record) -> Delta:
     k = min(LEADING, *base.shape)
     plain = svd(matrix.float(), k=k)
     whole = golub_kahan(Sum(Dense(matrix), D), k, seed=0)
-    angles, new = _angles((plain.U, plain.Vh), (whole.U, whole.Vh)), whole.U.float()
+    angles, new = principal((plain.U, plain.Vh), (whole.U, whole.Vh)), whole.U.float()
     ways = (plain.U, new) if pair.added == "after" else (new, plain.U)
     if pair.added == "after":
-        intruders = _intruders(lambda: svd(matrix.float()).U, *ways)
+        intruders = new_directions(lambda: svd(matrix.float()).U, *ways)
     else:
         intruders = Value.unknown("taking an adapter away: compare in the other order")
     told["name"] = base.name
