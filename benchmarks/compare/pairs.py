@@ -144,6 +144,14 @@ def pairs(seed: int, steps: int) -> Iterator[Pair]:
             ("noise 1 %", "modified", each(held, noisy(0.01))),
             ("noise 20 %", "modified", each(held, noisy(0.2))),
             ("scaled", "modified", each(held, lambda W: 1.01 * W)),
+            (
+                "hard: tuned 10 small steps, then bfloat16",
+                "fine-tuned",
+                each(tuned(10, 1e-5), lambda W: W.bfloat16(), 0),
+            ),
+            ("hard: tuned, then int4", "fine-tuned", each(tuned(steps // 2, 3e-4), rounded(4, "row"))),
+            ("hard: LoRA merged, then int8", "low-rank-adapted", each(low, rounded(8, "row"))),
+            ("hard: tuned, then pruned 50 %", "modified", each(tuned(steps // 2, 3e-4), pruned(0.5))),
             ("another seed", "unrelated", state(other)),
             ("another width", "different-architecture", state(wider)),
         )

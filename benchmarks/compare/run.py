@@ -23,6 +23,7 @@ TEXT = """
 An MLP and a CNN (with batch norm) trained on scikit-learn's digits, and what was done to each, over {seeds} seeds:
 {count} pairs, {right} verdicts right. Thresholds were fixed on seeds 100 to 104
 (`python -m benchmarks.compare.run fix`), these are others. New data are the same images upside down.
+Thresholds were not fixed on the pairs called hard, where two things happened or rounding hides what did.
 
 {kinds}
 
@@ -30,7 +31,7 @@ Confusion (rows: truth, columns: verdict):
 
 {confusion}
 
-What was read wrongly:
+What was read wrongly (twelve at most):
 
 {wrong}
 """
@@ -79,7 +80,7 @@ def main(quick: bool = False) -> None:
         f"- {row['network']}, seed {row['seed']}, {row['what']} ({row['truth']}): {row['verdict']}: {row['message']}"
         for row in rows
         if row["truth"] != row["verdict"]
-    ]
+    ][:12]
     page = TEXT.format(
         seeds=len(seeds),
         count=len(rows),
@@ -97,7 +98,7 @@ def main(quick: bool = False) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["fix"]:
         for found in judged(FIXED_ON, STEPS):
-            if found["truth"] != found["verdict"] or "-v" in sys.argv:
+            if not found["what"].startswith("hard") and (found["truth"] != found["verdict"]):
                 print(json.dumps(found))
     else:
         main("--quick" in sys.argv)
