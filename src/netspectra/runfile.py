@@ -87,10 +87,14 @@ class RunFile:
         """Open an existing run file for reading, also while another process writes it."""
         if not Path(path).is_file():
             raise InputRefused(f"{path}: no such run file")
-        run = cls(path, _connect(Path(path), "ro"))
-        run._must_be_ours()
-        if run.meta.get("schema") != SCHEMA:
-            raise InputRefused(f"{path}: run file of schema {run.meta.get('schema')!r}, this version reads {SCHEMA}")
+        with ExitStack() as undo:
+            run = cls(path, _connect(Path(path), "ro"))
+            undo.callback(run.close)
+            run._must_be_ours()
+            schema = run.meta.get("schema")
+            if schema != SCHEMA:
+                raise InputRefused(f"{path}: run file of schema {schema!r}, this version reads {SCHEMA}")
+            undo.pop_all()
         return run
 
     @property
@@ -142,9 +146,16 @@ class RunFile:
             raise InputRefused(f"{self.path}: {what} is no JSON: damaged? Repeat the job into a new file") from None
 
     def finish(self) -> None:
-        """Fold the write-ahead log into the one file, so that it can be moved, and close it."""
+        """Fold the write-ahead log into the one file, so that it can be moved, and close it.
+
+        While somebody reads the file the log stays beside it: all is kept, and the last reader folds it.
+        """
         with self._guarded():
-            self._connection.execute("PRAGMA journal_mode=DELETE")
+            try:
+                self._connection.execute("PRAGMA journal_mode=DELETE")
+            except sqlite3.OperationalError as wrong:
+                if wrong.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
         self.close()
 
     def close(self) -> None:

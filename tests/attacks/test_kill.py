@@ -7,6 +7,8 @@ import sys
 import pytest
 
 import netspectra as ns
+from netspectra.analysis import Analysis
+from netspectra.runfile import RunFile
 from tests.checkpoints import write_sharded
 
 LOOP = """
@@ -22,7 +24,11 @@ path = f"{folder}/job.run"
 
 def kept():
     try:
-        return len(RunFile.read(path).found())
+        run = RunFile.read(path)
+        try:
+            return len(run.found())
+        finally:
+            run.close()
     except (ns.InputRefused, ns.EnvironmentFailure):  # killed before the first commit
         return 0
 
@@ -103,3 +109,18 @@ def test_of_many_writers_one_writes(tmp_path):
     codes = json.loads(done.stdout)
     assert set(codes) <= {0, 4} and codes.count(0) >= 1, (codes, done.stderr[-1000:])
     assert ns.analyze(checkpoint, runfile=tmp_path / "job.run").to_json() == ns.analyze(checkpoint).to_json()
+
+
+def test_a_reader_does_not_spoil_the_end(tmp_path):
+    checkpoint = write_sharded(tmp_path / "ckpt")
+    readers = []
+
+    def look(weight):
+        if not readers:
+            readers.append(RunFile.read(tmp_path / "job.run"))
+            readers[0].found()
+
+    want = ns.analyze(checkpoint, runfile=tmp_path / "job.run", progress=look).to_json()
+    assert Analysis.from_run(readers[0]).to_json() == want
+    readers.pop().close()
+    assert Analysis.from_run(RunFile.read(tmp_path / "job.run")).to_json() == want

@@ -94,5 +94,5 @@ def gram_spectrum(
     kept = np.maximum(lam, 0.0)
     values = np.sqrt(kept)
     below = values + np.sqrt(np.maximum(kept - d, 0.0))
-    error = np.where(lam > d, d / np.maximum(below, 1e-300), np.sqrt(2 * d))
+    error = np.where(lam > d, d / np.where(lam > d, below, 1.0), np.sqrt(2 * d))
     return values, error + 4 * U64 * values, delta

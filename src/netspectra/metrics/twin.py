@@ -42,10 +42,9 @@ def twin_distance(s: Spectrum, matrix: Tensor, rng: np.random.Generator) -> Valu
     if not s.complete:
         return Value.unknown(f"needs every singular value, the spectrum is {s.how}")
     twin = replace(svdvals(shuffled(matrix, rng)), dtype=s.dtype)
-    both = np.concatenate([s.values, twin.values])
-    ours, theirs = (
-        np.searchsorted(values[::-1], both, side="right") / len(values) for values in (s.values, twin.values)
-    )
+    known = [np.where(of.values > of.floor + of.error, of.values, 0.0) for of in (s, twin)]  # the rest is rounding
+    both = np.concatenate(known)
+    ours, theirs = (np.searchsorted(values[::-1], both, side="right") / len(values) for values in known)
     others = [entry for entry in chosen() if entry.needs != "matrix"]
     found = evaluate(others, twin)
     detail = {name: float(value) if value.known else None for name, value in found.items()}
