@@ -90,11 +90,6 @@ def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, **CLOSE)
 
 
-def compiles(model: nn.Module, batch: Any, wanted: Tensor) -> None:
-    """One graph, without a break; its code is not generated."""
-    close(answer(torch.compile(model, fullgraph=True, backend="aot_eager"), batch), wanted)
-
-
 def pt2(model: nn.Module, example: Any, batch: Any, wanted: Tensor, to: Path) -> None:
     ns.save(model, to, example=example)
     close(call(torch.export.load(to).module(), batch), wanted)
