@@ -13,8 +13,10 @@ from torch import Tensor
 
 from netspectra.linalg.algebra import Transposed
 
-__all__ = ["ConvOperator", "PaddingMode", "conv_operator"]
+__all__ = ["DEFAULT_GRID", "ConvOperator", "PaddingMode", "conv_operator"]
 
+# Input sizes taken where none is known, by the number of spatial dimensions.
+DEFAULT_GRID = {1: 64, 2: 16, 3: 8}
 PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
 _FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _BACKWARD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from netspectra.errors import InputRefused
+from netspectra.linalg.conv import DEFAULT_GRID
 from netspectra.live.batches import call, tensors
 from netspectra.live.maps import LinearMap, is_convolution, linear_map
 from netspectra.live.untouched import untouched
 from netspectra.weight import Selection
 
 __all__ = ["default_grid", "linear_layers"]
-
-# Input sizes of convolutions where no batch tells them: those of `netspectra analyze`.
-DEFAULT_GRID = {1: 64, 2: 16, 3: 8}
 
 
 def linear_layers(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from netspectra.linalg.conv import ConvOperator, conv_operator
+from netspectra.linalg.conv import DEFAULT_GRID, ConvOperator, conv_operator
 from netspectra.linalg.conv_spectrum import conv_norm_bound, conv_svdvals, is_circular
 from netspectra.linalg.norm import golub_kahan_norm
 from netspectra.linalg.operator import LinearOperator
@@ -17,10 +17,8 @@ from netspectra.linalg.spectrum import Spectrum
 from netspectra.record import OperatorSpectrum
 from netspectra.weight import Weight
 
-__all__ = ["DEFAULT_GRID", "operator_spectrum"]
+__all__ = ["operator_spectrum"]
 
-# Input sizes taken where none is given, by the number of spatial dimensions.
-DEFAULT_GRID = {1: 64, 2: 16, 3: 8}
 LARGE = 1_000_000  # kernels with more numbers see half of that, as the deep layers of a network do
 AFFORDABLE = 2e9  # float64 operations up to which every value of a circular convolution is found, not the largest alone
 BOUNDED = 2e10  # up to which the tighter upper bound, a Gram matrix a frequency, is found too

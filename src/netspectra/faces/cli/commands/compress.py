@@ -137,13 +137,18 @@ def compress(
             from netspectra.live.export import export as exported
 
             print(exported(network, file, (batches or [None])[0]), file=sys.stderr)
+    _told(made, html, json_out, plan if given is None else None, quiet)
+
+
+def _told(made: Plan, html: str | None, json_out: str | None, plan: Path | None, quiet: bool) -> None:
+    """Write and show what was planned."""
     if html is not None:
         write(html, made.to_html())
     if json_out is not None:
         write(json_out, made.to_json())
     if not quiet and "-" not in (html, json_out):
         _show(made)
-    tell_files(html, json_out, plan if given is None else None)
+    tell_files(html, json_out, plan)
 
 
 def _streamed(
@@ -173,13 +178,7 @@ def _streamed(
         made.save(plan)
     if saved is not None:
         print(saved, file=sys.stderr)
-    if html is not None:
-        write(html, made.to_html())
-    if json_out is not None:
-        write(json_out, made.to_json())
-    if not quiet and "-" not in (html, json_out):
-        _show(made)
-    tell_files(html, json_out, plan if given is None else None)
+    _told(made, html, json_out, plan if given is None else None, quiet)
 
 
 def _opened(
