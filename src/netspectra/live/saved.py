@@ -32,7 +32,7 @@ from netspectra.weight import InMemory, Source, TensorRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Saved", "load", "save", "save_tensors"]
+__all__ = ["Saved", "load", "same_config", "save", "save_tensors"]
 
 # What may go along from the checkpoint's folder: what describes, never weights, never code.
 BESIDE = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"))
@@ -130,6 +130,18 @@ def save_tensors(
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         size = _bytes(folder)
     return Saved(str(to), size, not ours and not records, len(records), tuple(notes))
+
+
+def same_config(source: Source) -> Callable[[Path], None] | None:
+    """Writes the checkpoint's config as it is, for `save_tensors`; None where it has none."""
+    if not source.config:
+        return None
+    text = json.dumps(dict(source.config), indent=2) + "\n"
+
+    def write(folder: Path) -> None:
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+    return write
 
 
 def load(source: Source, model: nn.Module | None = None) -> nn.Module:

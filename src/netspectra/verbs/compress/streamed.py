@@ -7,7 +7,6 @@ allocated by predicted loss, as for a live model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from netspectra.forms import FORMS, Member, Site
 from netspectra.forms.place import Placed
 from netspectra.linalg.moments import shrunk
 from netspectra.live.build import skeleton, state_owners
-from netspectra.live.saved import Saved, save_tensors
+from netspectra.live.saved import Saved, same_config, save_tensors
 from netspectra.methods import METHODS
 from netspectra.plan import Cost, Decision, Plan
 from netspectra.verbs.compress.allocate import Budget, Choice, Component, allocate, total
@@ -73,8 +72,7 @@ def compress_stream(
         return plan, None
     refs = list(_streamed(source, reader, ranks, progress))
     records = [Placed(name, FACTORS, {"rank": rank}) for name, rank in ranks.items()]
-    describe = (lambda folder: _describe(source, folder)) if source.config else None
-    return plan, save_tensors(refs, records, to, source=source, describe=describe, largest=largest)
+    return plan, save_tensors(refs, records, to, source=source, describe=same_config(source), largest=largest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,8 +316,3 @@ class _Piece:
     def __call__(self, index: Index = ()) -> Tensor:
         found = self.bench.fitted(self.name, self.rank)[self.key]
         return found[index] if index else found
-
-
-def _describe(source: Source, folder: Path) -> None:
-    """The checkpoint's config as it is: factors change no entry of it."""
-    (folder / "config.json").write_text(json.dumps(dict(source.config), indent=2) + "\n", encoding="utf-8")

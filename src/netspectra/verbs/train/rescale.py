@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from netspectra.errors import InputRefused, NotDecomposable
 from netspectra.linalg.values import svdvals, union
-from netspectra.live.saved import Saved, save_tensors
+from netspectra.live.saved import Saved, same_config, save_tensors
 from netspectra.verbs.convolution import operator_spectrum
 from netspectra.verbs.train.normalize import LayerNorm, Normalized, NormalizeOptions, clipped
 from netspectra.weight import Index, Loader, Part, Selection, Source, TensorRef, Weight
@@ -85,8 +84,7 @@ def rescale(
         else ref
         for ref in source.tensors
     ]
-    describe = (lambda folder: _describe(source, folder)) if source.config else None
-    return result, save_tensors(refs, [], to, source=source, describe=describe, stock=True)
+    return result, save_tensors(refs, [], to, source=source, describe=same_config(source), stock=True)
 
 
 def _refusal(weight: Weight) -> str:
@@ -135,7 +133,3 @@ class _Changed:
                 view = whole if part.reshape is None else whole.view(part.reshape)
                 view[part.index] = change(view[part.index])
         return whole[index] if index else whole
-
-
-def _describe(source: Source, folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps(dict(source.config), indent=2) + "\n", encoding="utf-8")
