@@ -16,6 +16,7 @@ FILES = (
     "trainability",
     "compress",
     "normalize",
+    "interpret",
     "demo",
     "lists",
 )
