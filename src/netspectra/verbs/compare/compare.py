@@ -110,6 +110,8 @@ def _one(
         notes=_notes(found, alone),
         before=_analysis(before, rows, 0),
         after=_analysis(after, rows, 1),
+        sources=(before, after),
+        pairs=found.pairs,
     )
 
 

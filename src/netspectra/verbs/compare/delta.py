@@ -27,7 +27,7 @@ from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.compare.rounding import Form, form_of
 from netspectra.weight import Layout, Weight
 
-__all__ = ["Delta", "delta_of"]
+__all__ = ["Delta", "change_of", "delta_of"]
 
 OF_DELTA = ("stable_rank", "effective_rank", "numerical_rank", "k90", "mp_edge", "spikes", "mp_distance")
 RELATED = 0.3  # cosine of the weights below which directions are not compared
@@ -160,10 +160,8 @@ def delta_of(pair: Pair, before: Record, after: Record | None) -> Delta:
 
 
 def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
-    A, B = _both(pair)
-    a2, b2 = float((A * A).sum()), float((B * B).sum())
-    B, ab, notes = _aligned(A, B, math.sqrt(a2 * b2))
-    notes = ("compared with its transpose",) if pair.transposed else notes
+    A, B, notes = change_of(pair)
+    a2, b2, ab = float((A * A).sum()), float((B * B).sum()), float((A * B).sum())
     told = _told(pair, a2, b2, ab)
     D = B - A
     flat_a, flat_b = A.flatten(0, 1), B.flatten(0, 1)
@@ -212,19 +210,30 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     )
 
 
+def change_of(pair: Pair) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Both weights as (groups, m, n) in float64, the second as it fits the first, and how it was made to fit.
+
+    Raises:
+        NotDecomposable: NaN or Inf in one of them, or complex numbers.
+    """
+    A, B = _both(pair)
+    B, notes = _aligned(A, B, math.sqrt(float((A * A).sum()) * float((B * B).sum())))
+    return A, B, ("compared with its transpose",) if pair.transposed else notes
+
+
 ALIKE = 0.5  # cosine from which a matrix in another order is the same one
 HEADS = (64, 128, 32, 96, 80, 256)  # usual sizes of a head
 
 
-def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, float, tuple[str, ...]]:
-    """The second as it fits the first, and <A, B>: where they are strangers, another order of its numbers is tried.
+def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, tuple[str, ...]]:
+    """The second as it fits the first: where they are strangers, another order of its numbers is tried.
 
     A square matrix may be stored the other way round; the rows of queries and keys are in one of two orders, since
     rotary embeddings pair neighbours in one convention and halves of a head in the other (llama.cpp converts).
     """
     inner = float((A * B).sum())
     if len(A) != 1 or abs(inner) >= RELATED * norms or norms == 0:
-        return B, inner, ()
+        return B, ()
     m, n = B.shape[1:]
     tried = [(B.mT, "compared with its transpose")] if m == n else []
     for d in HEADS:
@@ -235,8 +244,8 @@ def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, float, tuple[s
     for other, note in tried:
         found = float((A * other).sum())
         if found > ALIKE * norms:
-            return other.contiguous(), found, (note,)
-    return B, inner, ()
+            return other.contiguous(), (note,)
+    return B, ()
 
 
 def _kept(weight: Weight) -> tuple[str, str]:
