@@ -17,7 +17,8 @@ from netspectra.errors import InputRefused
 from netspectra.linalg.operator import LowRank
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.linalg.svd import svd
-from netspectra.verbs.compare.delta import Delta, change_of
+from netspectra.verbs.compare.aligned import change_of
+from netspectra.verbs.compare.delta import Delta
 from netspectra.verbs.compare.lineage import Vector
 from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.lora.adapter import Bench, Place, refusal, write_adapter
