@@ -22,7 +22,7 @@ from netspectra.version import __version__
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.doors.analysis import analyze
-    from netspectra.doors.comparison import compare
+    from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
     from netspectra.doors.interpretation import interpret
@@ -71,6 +71,7 @@ __all__ = [
     "normalize_",
     "open",
     "operator_norm",
+    "pissa",
     "rank",
     "save",
     "spectral_norm",
@@ -83,6 +84,7 @@ _HOME = {
     "Analysis": "netspectra.analysis",
     "analyze": "netspectra.doors.analysis",
     "compare": "netspectra.doors.comparison",
+    "pissa": "netspectra.doors.comparison",
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",

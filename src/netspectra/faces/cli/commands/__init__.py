@@ -11,6 +11,7 @@ FILES = (
     "inspect",
     "analyze",
     "compare",
+    "pissa",
     "report",
     "geometry",
     "trainability",
