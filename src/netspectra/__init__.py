@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from netspectra.doors.analysis import analyze
     from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.distillation import distill, expressivity
     from netspectra.doors.geometry import geometry
     from netspectra.doors.interpretation import interpret
     from netspectra.doors.training import initialize_, trainability
@@ -63,6 +64,8 @@ __all__ = [
     "analyze",
     "compare",
     "compress",
+    "distill",
+    "expressivity",
     "geometry",
     "initialize_",
     "interpret",
@@ -88,6 +91,8 @@ _HOME = {
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
+    "distill": "netspectra.doors.distillation",
+    "expressivity": "netspectra.doors.distillation",
     "geometry": "netspectra.doors.geometry",
     "interpret": "netspectra.doors.interpretation",
     "initialize_": "netspectra.doors.training",
