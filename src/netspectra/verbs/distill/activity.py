@@ -115,11 +115,12 @@ def activities(
             continue
         moments = calibration.inputs[owner]
         C = moments.covariance
-        found = {"used": _basis(matrix(module) @ root(C))}
-        found = {"used": (found["used"][0].mT @ matrix(module), found["used"][1])}
+        W = matrix(module)
+        U, s, _ = torch.linalg.svd(W @ root(C), full_matrices=False)
+        found = {"used": (U.mT @ W, _above(s.square(), ((W @ moments.second) * W).sum()))}
         if owner == name:
             values, vectors = torch.linalg.eigh(C)
-            found["inputs"] = (vectors.flip(1).mT, values.flip(0).clamp_min(0))
+            found["inputs"] = (vectors.flip(1).mT, _above(values.flip(0), moments.second.trace()))
         bases[name] = found
     batches = list(batches)
     energies, counts = _energies(model, batches, calibration, {n: modules[n] for n in bases}, bases, progress)
@@ -141,9 +142,10 @@ def activities(
     )
 
 
-def _basis(M: Tensor) -> tuple[Tensor, Tensor]:
-    U, s, _ = torch.linalg.svd(M, full_matrices=False)
-    return U, s.square()
+def _above(variances: Tensor, energy: Tensor) -> Tensor:
+    """Variances above what rounding of float32 activations of this energy may make; the others are zero."""
+    floor = torch.finfo(torch.float32).eps * float(energy)
+    return torch.where(variances > floor, variances, torch.zeros_like(variances))
 
 
 def _energies(
@@ -223,7 +225,7 @@ def _use(variances: Tensor, energy: Tensor, counts: Tensor, weights: Tensor) -> 
     if int((counts > 0).sum()) < 8:
         low = high = [None] * 3
     else:
-        drawn = (weights @ energy) / (weights @ counts).clamp_min(1.0)[:, None]
+        drawn = (weights @ energy) / (weights @ counts).clamp_min(1.0)[:, None] * (variances > 0)
         ranks = _ranks(drawn.sort(1, descending=True).values)
         low = np.quantile(ranks, 0.025, axis=0)
         high = np.quantile(ranks, 0.975, axis=0)
