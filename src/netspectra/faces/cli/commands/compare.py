@@ -51,7 +51,7 @@ def compare(
         bool, typer.Option("--factors-only", help="Leave changed biases and norms out of the adapter.")
     ] = False,
     advise_lora: Annotated[
-        bool, typer.Option("--advise-lora", help="Suggest a rank for each changed weight; with -o, begin an adapter of them.")
+        bool, typer.Option("--advise-lora", help="Suggest a rank for each changed weight; with -o, begin an adapter.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
