@@ -17,11 +17,13 @@ from benchmarks.demo.run import minilm
 from netspectra.live.build import build
 from netspectra.live.samples import text_batches, tokenizer
 from netspectra.verbs.compress.allocate import Choice, Option, allocate, uniform
+from netspectra.verbs.compress.decide import budget_of
 from netspectra.verbs.compress.objective import pooled
 from netspectra.verbs.compress.options import CompressOptions
-from netspectra.verbs.compress.planning import Workshop, budget_of, compress
+from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.replace import Replacement, tried
 from netspectra.verbs.compress.speed import speed
+from netspectra.verbs.compress.workshop import Workshop
 
 CALIBRATION, TEST, TOKENS = 384, 120, 128
 ENCODER = ("encoder.*",)
