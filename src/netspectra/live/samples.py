@@ -135,7 +135,7 @@ def text_batches(
 
 
 def affordable(model: nn.Module, tokens: int, *, most: int = 32) -> int:
-    """How many samples of so many tokens a batch may hold: at most ``most``, fewer where their layers gave over half a GiB.
+    """How many samples of so many tokens a batch may hold: at most ``most``, and half a GiB of layer outputs.
 
     A token takes a number for every output of every matrix, and the widest output, often that of a vocabulary, twice
     more for its probabilities and gradients.
