@@ -32,7 +32,7 @@ from netspectra.forms.place import placed
 from netspectra.live.batches import call, main_output
 
 HERE = Path(__file__).parent
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def answer(model: Any, batch: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["Shelf"]
 
-ROOM = 1 << 30  # bytes
+ROOM = 3 << 28  # bytes
 T = TypeVar("T")
 
 
