@@ -199,7 +199,7 @@ def _left(
         elif not selection.accepts(f"{name}.weight"):
             left[name] = "not selected"
         elif shared:
-            left[name] = f"tied to {shared[0]}"
+            left[name] = f"tied to {shared[0]}: every form replaces one layer, and both would have to change alike"
         elif not module.weight.is_floating_point():  # type: ignore[union-attr]
             left[name] = "its numbers are codes"
         elif calibration is not None and name not in calibration.owner:
@@ -216,5 +216,8 @@ def _left(
         own = [n for n, p in module.named_parameters(recurse=False) if p.dim() > 1]
         if own and name not in modules:
             for parameter in own:
-                left.setdefault(f"{name}.{parameter}".lstrip("."), f"{type(module).__name__} multiplies it by itself")
+                left.setdefault(
+                    f"{name}.{parameter}".lstrip("."),
+                    f"{type(module).__name__} multiplies it by itself: there is no layer to replace",
+                )
     return left
