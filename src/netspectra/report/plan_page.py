@@ -12,8 +12,8 @@ from netspectra.report.page import content_policy, encode, guarded_styles
 __all__ = ["decisions_table", "render_plan"]
 
 CAPTION = (
-    "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, and "
-    "samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
+    "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, "
+    "and samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
 )
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --quiet: #5b6675; --line: #d8dee6; --page: #fff; --bar: #3f6fb5; }
