@@ -127,7 +127,8 @@ def methods(quick: bool = False) -> dict[str, Any]:
     table, known = Table(model), None
     for method in ("two_sided", "plain", "fisher", "asvd", "whitened"):
         with told(method):
-            options = base(method=method, centre=False, shrink_inputs=1e-4 if method == "whitened" else 0.02)
+            ridge = 1e-4 if method == "whitened" else 0.02
+            options = base(method=method, forms=("factors",), centre=False, shrink_inputs=ridge)
             _, shop = compress(model.module, options, model.calibration, calibration=known)
             known = shop.calibration
             chosen = even(shop, KEEP, "factors")
