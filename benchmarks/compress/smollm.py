@@ -20,7 +20,7 @@ from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.quality import perplexity
 from netspectra.verbs.compress.replace import tried
 
-KEEP, SAMPLES, TESTS, TOKENS = 0.8, 96, 32, 128
+KEEP, SAMPLES, TESTS, TOKENS = 0.8, 64, 32, 128
 
 
 def smollm() -> Path:

@@ -15,7 +15,7 @@ from netspectra.linalg.moments import shrunk
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, WIDEST, Calibration, layers
 from netspectra.weight import Selection
 
-__all__ = ["Bench", "Shrinkage", "Sites", "find_sites", "matrix"]
+__all__ = ["Members", "Shrinkage", "Sites", "find_sites", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def find_sites(
     """Every selected layer as a site of its own, and the groups among them as further ones."""
     modules = layers(model)
     left = _left(model, modules, calibration, selection)
-    bench = Bench(calibration, shrinkage, centre)
-    members = {name: bench.member(name, module) for name, module in modules.items() if name not in left}
+    makes = Members(calibration, shrinkage, centre)
+    members = {name: makes.member(name, module) for name, module in modules.items() if name not in left}
     norms = calibration.structure.norms if calibration is not None else {}
     sites = []
     for name, member in members.items():
@@ -126,7 +126,7 @@ def _parent(names: Any) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class Members:
     """Makes members whose matrices exist only while they are worked on; layers with the same input share its moment.
 
     Attributes:

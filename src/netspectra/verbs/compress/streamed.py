@@ -25,7 +25,7 @@ from netspectra.plan import Cost, Decision, Plan
 from netspectra.verbs.compress.allocate import Budget, Choice, Component, allocate, total
 from netspectra.verbs.compress.calibrate import Calibration, layers
 from netspectra.verbs.compress.options import CompressOptions
-from netspectra.verbs.compress.sites import Bench, Shrinkage
+from netspectra.verbs.compress.sites import Members, Shrinkage
 from netspectra.weight import ITEMSIZE, Index, Selection, Source, TensorRef, Weight
 
 __all__ = ["compress_stream"]
@@ -161,7 +161,7 @@ class _Reader:
     def site(self, name: str) -> Site:
         matrix = self.matrices[name]
         shrinkage = Shrinkage(self.options.shrink_inputs, self.options.shrink_outputs)
-        member = Bench(self.calibration, shrinkage, self.options.centre).member(name, matrix.module())
+        member = Members(self.calibration, shrinkage, self.options.centre).member(name, matrix.module())
         return Site(name, "embedding" if matrix.embedding else "linear", {"weight": member}, {}, self.method)
 
 
