@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.interpretation import interpret
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -64,6 +65,7 @@ __all__ = [
     "compress",
     "geometry",
     "initialize_",
+    "interpret",
     "lipschitz",
     "load",
     "normalize_",
@@ -87,6 +89,7 @@ _HOME = {
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
     "geometry": "netspectra.doors.geometry",
+    "interpret": "netspectra.doors.interpretation",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",
