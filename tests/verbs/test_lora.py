@@ -141,6 +141,40 @@ def test_advice_is_the_directions_beyond_the_noise(tmp_path):
     assert found.advise_lora(energy=0.9999) == {"w.weight": 3}
 
 
+def test_an_adapter_begins_at_the_advised_ranks(tmp_path):
+    W = {name: randn(80, 60, seed=seed) for seed, name in enumerate(("a.weight", "b.weight", "c.weight"))}
+    D = {"a.weight": 0.1 * randn(80, 3, seed=7) @ randn(3, 60, seed=8), "b.weight": randn(80, 1) @ randn(1, 60)}
+    found = ns.compare(W, {name: w + D.get(name, 0.0) for name, w in W.items()})
+    ranks = found.advise_lora()
+    assert set(ranks) == {"a.weight", "b.weight"} and found.to_dict()["lora_ranks"] == ranks
+    begun = pissa(ns.open(W), tmp_path / "p", LoraOptions(ranks=ranks))
+    assert {w.name: w.rank for w in begun.weights} == ranks
+    base = ns.open(tmp_path / "p" / "base")
+    kept = {w.name: w.part.load() for w in base}
+    assert torch.equal(kept["c.weight"], W["c.weight"])
+    assert ns.svdvals(W["a.weight"] - kept["a.weight"]).values[ranks["a.weight"]] < 1e-5
+
+
+def test_weights_stored_inputs_first_get_their_factors_turned(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64, n_positions=16,
+                                     bos_token_id=0, eos_token_id=0)  # fmt: skip
+    base = transformers.GPT2Model(config).eval()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for layer in (tuned.h[0].attn.c_proj, tuned.h[0].mlp.c_fc, tuned.h[0].mlp.c_proj):
+            layer.weight += 0.05 * randn(*layer.weight.shape)
+    base.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned")
+    found = ns.compare(tmp_path / "base", tmp_path / "tuned").extract_lora(tmp_path / "a", energy=1.0)
+    assert len(found.weights) == 3 and not found.missed
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        want, got = tuned(tokens).last_hidden_state, loaded(tokens).last_hidden_state
+    assert torch.allclose(got, want, atol=1e-4)
+
+
 def test_refusals(tmp_path):
     base, tuned = pair()
     found = ns.compare(base, tuned)

@@ -199,6 +199,7 @@ class Comparison:
         found = {**first, "before": dict(self.before)}
         if more:
             found["candidates"] = more
+        found["lora_ranks"] = self.advise_lora()
         found["ranking"] = self.ranked.to_dict() if self.ranked else None
         return found
 

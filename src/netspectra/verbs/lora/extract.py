@@ -74,7 +74,7 @@ def extract_lora(
             missed.append((pair.before.name, "could not be compared"))
         elif delta.spectrum is not None and not delta.equal:
             reason = refusal(pair.before)
-            rank = options.rank_of(delta.spectrum)
+            rank = options.rank_of(delta.name, delta.spectrum)
             if reason:
                 missed.append((pair.before.name, reason))
             elif rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from netspectra.errors import InputRefused
@@ -18,6 +19,7 @@ class LoraOptions:
     Attributes:
         rank: the same rank for every weight (no more than its short side).
         energy: or as many directions as this share, in (0, 1], of each weight's squared singular values needs.
+        ranks: or a rank for each weight that is named here, and nothing for the others.
         vectors: whether biases, norms and other small tensors that changed go along (they load with PEFT; servers
             that take factors alone refuse them).
         dtype: of the factors.
@@ -27,11 +29,12 @@ class LoraOptions:
     energy: float | None = None
     vectors: bool = True
     dtype: str = "float32"
+    ranks: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if (self.rank is None) == (self.energy is None):
-            raise InputRefused("give a rank or an energy, one of the two")
+        if sum(asked is not None for asked in (self.rank, self.energy, self.ranks)) != 1:
+            raise InputRefused("give a rank, an energy or ranks by name, one of the three")
         if self.rank is not None and self.rank < 1:
             raise InputRefused(f"a rank is at least 1, got {self.rank}")
         if self.energy is not None and not 0.0 < self.energy <= 1.0:
@@ -39,11 +42,12 @@ class LoraOptions:
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise InputRefused(f"factors are written in float32, float16 or bfloat16, not {self.dtype}")
 
-    def rank_of(self, spectrum: Spectrum) -> int:
-        """How many directions of a matrix with these singular values are taken; none that may be zero."""
+    def rank_of(self, name: str, spectrum: Spectrum) -> int:
+        """How many directions of the weight, or change, with these singular values; none that may be zero."""
         there = int((spectrum.values > spectrum.error).sum())
-        wanted = self.rank if self.energy is None else rank_for(spectrum, energy=self.energy)
-        return min(wanted or 0, there)
+        if self.energy is not None:
+            return min(rank_for(spectrum, energy=self.energy), there)
+        return min((self.ranks or {}).get(name, 0) if self.rank is None else self.rank, there)
 
 
 def asked_rank(text: str) -> LoraOptions:

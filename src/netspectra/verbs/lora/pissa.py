@@ -42,7 +42,7 @@ def pissa(
     Args:
         source: the checkpoint.
         to: a folder that does not exist yet: ``to/base`` and ``to/adapter`` are written.
-        options: rank or energy.
+        options: rank, energy, or ranks by name.
         selection: of weights.
         progress: called with each weight that is done.
 
@@ -55,7 +55,8 @@ def pissa(
     to = Path(to)
     for name in ("base", "adapter"):
         refuse_foreign(to / name)
-    weights = [w for w in source.weights if selection.accepts(w.name) and w.kind in LINEAR and not refusal(w)]
+    named = source.weights if options.ranks is None else [w for w in source.weights if w.name in options.ranks]
+    weights = [w for w in named if selection.accepts(w.name) and w.kind in LINEAR and not refusal(w)]
     packed = [w.name for w in weights if w.part.ref.stored or ITEMSIZE.get(w.part.ref.dtype, 8) == 1]
     if not weights or packed or source.format == "gguf":
         reason = "its weights are packed: give the checkpoint in a floating dtype" if packed else "no linear weight"
@@ -63,7 +64,7 @@ def pissa(
     places = []
     for weight in weights:
         spectrum = svdvals(_change(weight)[0].float())
-        rank = options.rank_of(spectrum)
+        rank = options.rank_of(weight.name, spectrum)
         if rank:
             places.append(Place(weight, rank, beyond(spectrum, rank), partial(_change, weight)))
     bench = Bench(getattr(torch, options.dtype), factored, progress)
@@ -75,7 +76,7 @@ def pissa(
     refs = list(_residuals(source, {p.weight.part.ref.name: p for p in places}, rest))
     save_tensors(refs, [], to / "base", source=source, describe=same_config(source), stock=True)
     rows = tuple(bench.found[place.weight.name] for place in places)
-    return Extraction(str(to), rows, (), (), (NOTE,), size)
+    return Extraction(str(to), rows, (), (), (NOTE,), size, str(to / "base"))
 
 
 LINEAR = ("linear", "attention")

@@ -54,6 +54,7 @@ class Extraction:
         missed: what changed and could not be carried, and why.
         notes: what a reader should know.
         bytes: of the adapter's file.
+        base: where the rest of the weights stands, for an adapter that begins from them; then nothing is missed.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Extraction:
     missed: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
     bytes: int = 0
+    base: str = ""
 
     @property
     def energy_left(self) -> float:
@@ -86,6 +88,7 @@ class Extraction:
         return {
             "path": self.path,
             "bytes": self.bytes,
+            "base": self.base,
             "energy_left": self.energy_left,
             "relative_error": self.relative_error,
             "largest_error": self.largest,
@@ -101,17 +104,19 @@ class Extraction:
         lines = [
             f"{self.path}: adapter of {len(ranks)} weights, rank {min(ranks, default=0)} to {max(ranks, default=0)}, "
             f"{self.bytes:,} bytes",
-            f"misses {self.energy_left:.3%} of the energy of the change; what it makes differs by "
+            f"holds {1 - self.energy_left:.3%} of the energy of these weights; the rest stands in {self.base}"
+            if self.base
+            else f"misses {self.energy_left:.3%} of the energy of the change; what it makes differs by "
             f"{self.relative_error:.2e} of the weights' size, {self.largest:.2e} in the worst entry",
         ]
         if self.weights:
             most = sorted(self.weights, key=lambda w: -w.left)[:SHOWN]
-            rows = [["weight", "rank", "energy left", "largest error"]]
+            rows = [["weight", "rank", "energy left", "largest entry left" if self.base else "largest error"]]
             rows += [[w.name, f"{w.rank}/{w.full}", f"{w.energy_left:.3%}", f"{w.largest:.2e}"] for w in most]
             widths = [max(len(row[i]) for row in rows) for i in range(4)]
             lines += ["", *("  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows)]
             if len(self.weights) > SHOWN:
-                lines.append(f"... and {len(self.weights) - SHOWN} more that miss less")
+                lines.append(f"... and {len(self.weights) - SHOWN} more with less left")
         if self.carried:
             lines.append(f"{len(self.carried)} other tensors go along whole, such as {self.carried[0]}")
         lines += [f"not carried: {name}: {reason}" for name, reason in self.missed[:SHOWN]]

@@ -51,7 +51,7 @@ def compare(
         bool, typer.Option("--factors-only", help="Leave changed biases and norms out of the adapter.")
     ] = False,
     advise_lora: Annotated[
-        bool, typer.Option("--advise-lora", help="Suggest a rank for each changed weight.")
+        bool, typer.Option("--advise-lora", help="Suggest a rank for each changed weight; with -o, begin an adapter.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -62,11 +62,11 @@ def compare(
     from netspectra.verbs.compare import CompareOptions
     from netspectra.verbs.compare import compare as comparing
     from netspectra.verbs.compare.lineage import CHANGED, LINEAGES
-    from netspectra.verbs.lora import asked_rank
+    from netspectra.verbs.lora import LoraOptions, asked_rank, pissa
     from netspectra.weight import Selection
 
-    if (extract_lora is None) != (out is None):
-        raise InputRefused("--extract-lora and -o DIR go together")
+    if (extract_lora is not None and out is None) or (out is not None and extract_lora is None and not advise_lora):
+        raise InputRefused("-o DIR goes with --extract-lora or --advise-lora")
     adapter = None if extract_lora is None else replace(asked_rank(extract_lora), vectors=not factors_only)
     if (adapter or advise_lora) and len(after) > 1:
         raise InputRefused("an adapter is of one pair: give two checkpoints")
@@ -100,8 +100,8 @@ def compare(
         print(found)
     if advise_lora and shown:
         _advise(found.advise_lora())
-    if adapter is not None and out is not None:
-        made = found.adapter(out, adapter)
+    if out is not None:
+        made = found.adapter(out, adapter) if adapter else pissa(source, out, LoraOptions(ranks=found.advise_lora()))
         if shown:
             print(f"\n{made}")
     tell_files(html, json_out, csv, out)

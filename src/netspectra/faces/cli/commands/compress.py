@@ -63,7 +63,9 @@ def compress(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a batch; by default 32, fewer where memory asks for it.")
+    ] = None,
     moments: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
     ] = None,
@@ -182,22 +184,24 @@ def _streamed(
 
 
 def _opened(
-    path: str, make: str | None, calibration: Path | None, samples: int, tokens: int, size: int
+    path: str, make: str | None, calibration: Path | None, samples: int, tokens: int, size: int | None
 ) -> tuple[Source, torch.nn.Module, list[Any] | None]:
     """The checkpoint, its live model, and calibration batches for it."""
     from netspectra.live.build import build, factory
-    from netspectra.live.samples import is_tensors, read_samples, tensor_batches, text_batches, tokenizer
+    from netspectra.live.samples import affordable, is_tensors, read_samples, tensor_batches, text_batches, tokenizer
     from netspectra.sources import open as open_source
 
     source = open_source(path)
     if calibration is None:
         return source, build(source, factory(make) if make else None), None
     if is_tensors(calibration):
+        size = size or 32
         batches = tensor_batches(open_source(calibration), size=size)[: max(1, samples // size)]
         return source, build(source, factory(make) if make else None), batches
     texts, words = _spread(read_samples(calibration), samples), tokenizer(source)
     network = build(source, factory(make) if make else None)
     texts.sort(key=len)  # alike lengths in a batch: less padding
+    size = size or affordable(network, tokens)
     return source, network, text_batches(texts, words, network, size=size, longest=tokens)
 
 
