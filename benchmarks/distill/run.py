@@ -48,8 +48,8 @@ def _digits(title: str, data: Mapping[str, Any]) -> str:
     ranks = ", ".join(f"{name}: {value:.0f}" for name, value in first["ranks"].items())
     used = ", ".join(f"{name}: {value:.0f}" for name, value in first["used k90"].items())
     return (
-        f"## {title}\n\nTeacher's accuracy {teacher:.3f}; effective rank of the layers' inputs {ranks}; directions that "
-        f"hold 90 % of their action {used}. Accuracy on 497 test images, median and range over "
+        f"## {title}\n\nTeacher's accuracy {teacher:.3f}; effective rank of the layers' inputs {ranks}; directions "
+        f"that hold 90 % of their action {used}. Accuracy on 497 test images, median and range over "
         f"{len(data['teacher'])} seeds (teacher and student).\n\n{table(head, rows)}\n\n{table(second, marks)}"
     )
 
@@ -67,9 +67,9 @@ def page(data: Mapping[str, Any]) -> str:
             for r in found["rows"]
         ]
         parts.append(
-            f"## MiniLM to three of six layers\n\nCosine of the sentence embedding with the teacher's on held-out text, "
-            f"before and after {found['steps']} steps of the same distillation. Chosen layers {found['choice']['layers']} "
-            f"({found['choice']['cpu_seconds']:.0f} CPU s to choose).\n\n"
+            f"## MiniLM to three of six layers\n\nCosine of the sentence embedding with the teacher's on held-out "
+            f"text, before and after {found['steps']} steps of the same distillation. Chosen layers "
+            f"{found['choice']['layers']} ({found['choice']['cpu_seconds']:.0f} CPU s to choose).\n\n"
             + table(["start", "before", "after", "CPU s of training"], rows)
         )
     if "width" in data:

@@ -16,7 +16,7 @@ from netspectra.linalg.groups import group_order
 from netspectra.linalg.neurons import neuron_order
 from netspectra.linalg.similarity import debiased_cka, principal_cosines, procrustes
 from netspectra.live.matching import SubspaceLoss
-from netspectra.verbs.distill.student import best_layers, share_of, shallower, shrunk_copy, stacks
+from netspectra.verbs.distill.student import best_layers, shallower, share_of, shrunk_copy, stacks
 from netspectra.verbs.distill.training import train
 
 
@@ -280,7 +280,9 @@ def test_matching_is_trained_along():
     matches = found.loss(student, [("2", "2")])
     before = copy.deepcopy(next(iter(matches.values())).read.weight)
     losses = found.train(student, steps=120, rate=3e-3, matches=matches)
-    assert np.mean(losses[-6:]) < np.mean(losses[:6]) and not torch.equal(before, next(iter(matches.values())).read.weight)
+    assert np.mean(losses[-6:]) < np.mean(losses[:6]) and not torch.equal(
+        before, next(iter(matches.values())).read.weight
+    )
     with pytest.raises(InputRefused, match="pairs"):
         found.loss(student, [])
 
@@ -293,7 +295,9 @@ def test_subspace_loss_ignores_what_the_teacher_does_not_use():
     assert len(match.basis) == 3
     student = torch.cat([code, torch.randn(300, 3, generator=draw)], 1)
     zero = float(match(student, teacher).detach())
-    assert zero == pytest.approx(1.0, abs=1e-3) and float(match.fit_(student, teacher)(student, teacher).detach()) < 1e-4
+    assert (
+        zero == pytest.approx(1.0, abs=1e-3) and float(match.fit_(student, teacher)(student, teacher).detach()) < 1e-4
+    )
     keep = torch.zeros(300, dtype=torch.bool)
     keep[:40] = True
     assert float(match(student, teacher, keep).detach()) < 1e-3

@@ -17,6 +17,7 @@ FILES = (
     "trainability",
     "compress",
     "normalize",
+    "distill",
     "interpret",
     "demo",
     "lists",

@@ -12,6 +12,7 @@ from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
 from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.planned import opened
 
 Data = Annotated[
     Path, typer.Option("--calibration", metavar="FILE", help="Text, .npz or .safetensors: what the model is run on.")
@@ -64,6 +65,7 @@ def distill(
     elif steps:
         raise InputRefused("--steps trains a student: name a folder for it, -o DIR")
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
+    assert batches is not None
     options = DistillOptions(tuple(include or ()), tuple(exclude or ()), objective, seed)
     with sharing(quiet=quiet) as progress:
         found = distilling(network, batches, None, options, progress=progress)
@@ -107,21 +109,11 @@ def expressivity(
 
     writable(html, json_out)
     _, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
+    assert batches is not None
     options = DistillOptions(tuple(include or ()), tuple(exclude or ()), None, seed)
     with sharing(quiet=quiet) as progress:
         found = looking(network, batches, options, progress=progress)
     _told(found, html, json_out, quiet)
-
-
-def opened(
-    path: str, make: str | None, calibration: Path, samples: int, tokens: int, size: int
-) -> tuple[Any, Any, list[Any]]:
-    """The checkpoint, its live model, and batches for it."""
-    from netspectra.faces.cli.commands.compress import _opened
-
-    source, network, batches = _opened(path, make, calibration, samples, tokens, size)
-    assert batches is not None
-    return source, network, batches
 
 
 def _told(found: Any, html: str | None, json_out: str | None, quiet: bool) -> None:
