@@ -44,7 +44,16 @@ ALLOWED = {
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only: their source, the room that runs them, and the verbs that change them.
-NN = ("sources/module.py", "live/", "forms/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
+NN = (
+    "sources/module.py",
+    "live/",
+    "forms/",
+    "verbs/compress/",
+    "verbs/quantize/",
+    "verbs/train/",
+    "verbs/watch/",
+    "verbs/drift/",
+)
 
 
 def room(parts: tuple[str, ...]) -> str:

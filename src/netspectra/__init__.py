@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from netspectra.doors.comparison import compare
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.quantization import quantize
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from netspectra.verbs.compare.result import Comparison
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
+    from netspectra.verbs.quantize.options import QuantizeOptions
     from netspectra.verbs.rank import rank
     from netspectra.verbs.train.findings import Trainability
     from netspectra.verbs.train.initialization import Initialization
@@ -55,6 +57,7 @@ __all__ = [
     "NotDecomposable",
     "OrthogonalityPenalty",
     "Plan",
+    "QuantizeOptions",
     "SpectralPenalty",
     "Spectrum",
     "Trainability",
@@ -69,6 +72,7 @@ __all__ = [
     "normalize_",
     "open",
     "operator_norm",
+    "quantize",
     "rank",
     "save",
     "spectral_norm",
@@ -85,6 +89,7 @@ _HOME = {
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
     "geometry": "netspectra.doors.geometry",
+    "quantize": "netspectra.doors.quantization",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",
@@ -102,6 +107,7 @@ _HOME = {
     "Comparison": "netspectra.verbs.compare.result",
     "CompressOptions": "netspectra.verbs.compress.options",
     "Geometry": "netspectra.verbs.geometry",
+    "QuantizeOptions": "netspectra.verbs.quantize.options",
     "rank": "netspectra.verbs.rank",
     "Trainability": "netspectra.verbs.train.findings",
     "Initialization": "netspectra.verbs.train.initialization",

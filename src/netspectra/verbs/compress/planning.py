@@ -75,6 +75,7 @@ class Workshop:
         kept: what refitting and healing did to the held-out loss.
         chosen: the options of the plan.
         finished: the modules to place, refitted and healed; made when the plan is first applied.
+        weighed: whether predicted losses of different layers may be weighed against one another.
     """
 
     model: nn.Module
@@ -89,6 +90,7 @@ class Workshop:
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     finished: list[Replacement] | None = None
     chosen: Sequence[Option] = ()
+    weighed: bool = False
 
     @property
     def choices(self) -> dict[int, tuple[Choice, ...]]:
@@ -151,6 +153,8 @@ def compress(
     calibration: Calibration | None = None,
     plan: Plan | None = None,
     progress: Progress = lambda what, share: None,
+    verb: str = "compress",
+    prepare: Callable[[Workshop], list[str]] = lambda shop: [],
 ) -> tuple[Plan, Workshop]:
     """Plan what to make of every layer; the model is not changed until the plan is applied.
 
@@ -161,12 +165,14 @@ def compress(
         calibration: moments taken before, instead of new ones.
         plan: decisions to replay (edited, perhaps) instead of allocating.
         progress: is told what is being done.
+        verb: for the plan.
+        prepare: may change the workshop before anything is decided; gives notes for the plan.
 
     Raises:
         InputRefused: the budget cannot be met, nothing is selected, the plan is another model's.
     """
     shop, objective = _workshop(model, options, data, calibration, progress)
-    notes = _notes(shop, objective)
+    notes = [*_notes(shop, objective), *prepare(shop)]
     if plan is not None:
         chosen = _replayed(shop, plan)
         held_out: dict[str, Any] = {"plan": shop.judged(chosen)} if shop.held else {}
@@ -175,7 +181,7 @@ def compress(
         chosen, held_out, why = _chosen(shop, progress)
     if shop.held:
         held_out |= {"rounding": rounding(shop.model, shop.sites, shop.held)}
-    made = _plan(shop, chosen, held_out, why, tuple(notes), objective)
+    made = replace(_plan(shop, chosen, held_out, why, tuple(notes), objective), verb=verb)
     shop.chosen = chosen
     return made.bound(lambda target: _apply(shop, made, chosen, target, progress)), shop
 
@@ -207,6 +213,7 @@ def _workshop(
         method=method,
         shrinkage=Shrinkage(options.shrink_inputs, options.shrink_outputs),
         centre=options.centre,
+        coding=options.coding,
     )
     if not sites.found:
         raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
@@ -217,6 +224,7 @@ def _workshop(
         choices[id(site)] = tuple(_choices(shop, site))
         progress("decomposing", (place + 1) / len(sites.found))
     shop.parts = components(choices)
+    shop.weighed = METHODS[method].comparable
     return shop, objective
 
 
@@ -276,11 +284,12 @@ def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
     dense_ms = shop.clock.dense(site) if timed or never_slower else None
     itemsize = next(iter(site.members.values())).module.weight.element_size()  # type: ignore[operator, union-attr]
     flops = sum(m.W.numel() * m.positions for m in site.members.values() if site.kind != "embedding")
-    yield Choice(site, DENSE, 0, Cost(site.parameters, site.parameters * itemsize, flops, dense_ms), 0.0)
+    dense_bytes = site.parameters * itemsize
+    yield Choice(site, DENSE, 0, Cost(site.parameters, dense_bytes, flops, dense_ms), 0.0)
     for name, form in FORMS.items():
         if site.kind not in form.kinds or (options.forms and name not in options.forms):
             continue
-        if (options.portable and not form.portable) or form.refuses(site):
+        if (form.named and not options.forms) or (options.portable and not form.portable) or form.refuses(site):
             continue
         curve = form.curve(site)
         if not len(curve.sizes):
@@ -288,7 +297,8 @@ def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
         ms = shop.clock.curve(site, name, curve.sizes) if dense_ms is not None else None
         size_bytes = curve.parameters * itemsize if curve.bytes is None else curve.bytes
         for i, size in enumerate(curve.sizes):
-            if curve.parameters[i] >= site.parameters or (never_slower and ms is not None and ms[i] >= dense_ms):
+            larger = (size_bytes[i] >= dense_bytes) if form.named else (curve.parameters[i] >= site.parameters)
+            if larger or (never_slower and ms is not None and ms[i] >= dense_ms):
                 continue
             cost = Cost(
                 int(curve.parameters[i]),
@@ -305,16 +315,16 @@ def budget_of(shop: Workshop) -> Budget:
     if options.budget == "keep":
         before = sum(part.dense().of("parameters") for part in shop.parts)
         return Budget("parameters", (0.5 if options.keep is None else options.keep) * before)
-    return Budget(cast(Measure, options.budget), float(getattr(options, options.budget)))
+    return Budget(cast(Measure, options.budget), float(getattr(options, options.budget)), _axis(options))
 
 
 def _chosen(shop: Workshop, progress: Progress) -> tuple[list[Option], dict[str, Any], str]:
     """The best of the candidates on held-out data, what each of them measured, and why."""
     budget = budget_of(shop)
-    measure: Measure = "parameters" if budget.measure == "loss" else budget.measure
+    measure = budget.axis
     method = shop.sites.found[0].method
     candidates: dict[str, list[Option]] = {}
-    weighed = METHODS[method].comparable
+    weighed = shop.weighed
     if weighed or budget.measure == "loss":
         if not weighed:
             raise InputRefused(f"method {method} does not predict the model's loss: a loss budget needs two_sided")
@@ -382,7 +392,7 @@ def _plan(
     objective: Objective | None,
 ) -> Plan:
     order = {name: place for place, (name, _) in enumerate(shop.model.named_modules())}
-    comparable = METHODS[shop.sites.found[0].method].comparable
+    comparable = shop.weighed
     decisions = []
     for option in chosen:
         for choice in option.choices:
@@ -416,7 +426,7 @@ def _plan(
         },
         totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
         held_out=held_out,
-        frontier=tuple(_frontier(shop.parts)) if comparable else (),
+        frontier=tuple(_frontier(shop.parts, _axis(shop.options))) if comparable else (),
         notes=notes,
         fingerprint=_fingerprint(shop.model),
     )  # fmt: skip
@@ -441,16 +451,21 @@ def _bytes(model: nn.Module, name: str) -> int:
     return sum(p.numel() * p.element_size() for p in own)
 
 
-def _frontier(parts: Sequence[Component], points: int = 40) -> Iterable[dict[str, Any]]:
+def _axis(options: CompressOptions) -> Measure:
+    """What the frontier walks along: bytes where some forms trade in nothing else."""
+    return "bytes" if any(FORMS[name].named for name in options.forms) else "parameters"
+
+
+def _frontier(parts: Sequence[Component], measure: Measure, points: int = 40) -> Iterable[dict[str, Any]]:
     """Size against predicted loss, from the hulls alone."""
-    hulls = [part.hull("parameters") for part in parts]
-    low = sum(points[0].of("parameters") for points in hulls)
-    high = sum(points[-1].of("parameters") for points in hulls)
+    hulls = [part.hull(measure) for part in parts]
+    low = sum(points[0].of(measure) for points in hulls)
+    high = sum(points[-1].of(measure) for points in hulls)
     for limit in np.linspace(low, high, points):
-        steps = _walk(hulls, limit)
+        steps = _walk(hulls, limit, measure)
         cost = total(option.cost for option in steps)
         yield {
-            "keep": cost.parameters / high,
+            "keep": getattr(cost, measure) / high,
             "parameters": cost.parameters,
             "bytes": cost.bytes,
             "flops": cost.flops,
@@ -459,14 +474,13 @@ def _frontier(parts: Sequence[Component], points: int = 40) -> Iterable[dict[str
         }
 
 
-def _walk(hulls: Sequence[Sequence[Option]], limit: float) -> list[Option]:
-    """The Lagrangian optimum at a limit of parameters."""
+def _walk(hulls: Sequence[Sequence[Option]], limit: float, measure: Measure) -> list[Option]:
+    """The Lagrangian optimum at a limit."""
     chosen = [points[0] for points in hulls]
-    spent = sum(option.of("parameters") for option in chosen)
+    spent = sum(option.of(measure) for option in chosen)
     steps = sorted(
         (
-            (points[i + 1].loss - points[i].loss)
-            / max(points[i + 1].of("parameters") - points[i].of("parameters"), 1e-300),
+            (points[i + 1].loss - points[i].loss) / max(points[i + 1].of(measure) - points[i].of(measure), 1e-300),
             place,
             i + 1,
         )
@@ -474,7 +488,7 @@ def _walk(hulls: Sequence[Sequence[Option]], limit: float) -> list[Option]:
         for i in range(len(points) - 1)
     )
     for _, place, i in steps:
-        more = hulls[place][i].of("parameters") - chosen[place].of("parameters")
+        more = hulls[place][i].of(measure) - chosen[place].of(measure)
         if spent + more > limit * (1 + 1e-12):
             break
         chosen[place] = hulls[place][i]

@@ -15,6 +15,7 @@ FILES = (
     "geometry",
     "trainability",
     "compress",
+    "quantize",
     "normalize",
     "demo",
     "lists",
