@@ -13,7 +13,7 @@ from netspectra.forms import Spec
 from netspectra.linalg.packing import pack, unpack
 from netspectra.linalg.rounding import Coded
 
-__all__ = ["CodedConvolution", "CodedEmbedding", "CodedLinear", "CodedModule"]
+__all__ = ["CodedConvolution", "CodedEmbedding", "CodedLinear", "CodedModule", "stock"]
 
 RUN = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
@@ -171,3 +171,33 @@ class CodedEmbedding(CodedModule):
         middle = torch.full(scale.shape, 2 ** (self.bits - 1), dtype=torch.uint8, device=scale.device)
         zero = middle if self.zero is None else unpack(self.zero[flat], self.bits, scale.shape[1])
         return Coded(unpack(self.codes[flat], self.bits, self.columns), scale, zero, self.bits)
+
+
+def stock(module: CodedModule, *, corrected: bool = True) -> nn.Module:
+    """The layer of torch (or transformers' Conv1D) with the decoded numbers, in the original's dtype.
+
+    Args:
+        module: one of codes.
+        corrected: with the correction multiplied into the weight; else what the codes alone say.
+    """
+    rounded = module.rounded(module.dtype).reshape(module.shape)
+    like = {"device": rounded.device, "dtype": module.dtype}
+    bias = module.bias is not None
+    if isinstance(module, CodedEmbedding):
+        made: nn.Module = nn.utils.skip_init(nn.Embedding, *module.shape, padding_idx=module.padding_idx, **like)
+    elif isinstance(module, CodedConvolution):
+        kind = next(kind for kind, run in RUN.items() if run is module.run)
+        sizes = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
+        made = nn.utils.skip_init(kind, *sizes, module.dilation, module.groups, bias, **like)
+    elif isinstance(module, CodedLinear) and module.turned:
+        from transformers.pytorch_utils import Conv1D
+
+        made, rounded = Conv1D(module.nf, module.nx).to(**like), rounded.mT
+    else:
+        made = nn.utils.skip_init(nn.Linear, module.shape[1], module.shape[0], bias=bias, **like)
+    numbers = module.weight if corrected else rounded
+    with torch.no_grad():
+        made.get_parameter("weight").copy_(numbers)
+        if module.bias is not None:
+            made.get_parameter("bias").copy_(module.bias)
+    return made.train(module.training)

@@ -6,6 +6,7 @@ One form a number of bits, its size the rank of the correction. They are chosen 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -104,12 +105,18 @@ def _all(site: Site) -> dict[int, _Found]:
     kept = cast(dict[Any, Any], site.member._kept).setdefault("coded", {})
     key = (coding, site.method)
     if key not in kept:
-        kept[key] = _found(_Stored.of(site), coding, max(_ranks(site)), site.member.positions)
+        kept[key] = _found(_Stored.of(site), coding, _grids(site), max(_ranks(site)), site.member.positions)
     return kept[key]
 
 
-def _found(stored: _Stored, coding: Coding, rank: int, positions: float) -> dict[int, _Found]:
-    grids = [Grid(bits, coding.group, coding.symmetric) for bits in BITS]
+def _grids(site: Site) -> list[Grid]:
+    """Of all numbers of bits; scales have the dtype of a model that computes in bfloat16."""
+    coding, weight = _coding(site), cast(Tensor, site.member.module.weight)
+    scale = "bfloat16" if weight.dtype == torch.bfloat16 else "float16"
+    return [Grid(bits, coding.group, coding.symmetric, scale) for bits in BITS]
+
+
+def _found(stored: _Stored, coding: Coding, grids: Sequence[Grid], rank: int, positions: float) -> dict[int, _Found]:
     found: dict[int, _Found] = {}
     for grid, coded in zip(grids, _coded(stored, grids, coding), strict=True):
         one = _corrected(stored, coded, coding, rank, positions)
@@ -121,7 +128,7 @@ def _found(stored: _Stored, coding: Coding, rank: int, positions: float) -> dict
     return found
 
 
-def _coded(stored: _Stored, grids: list[Grid], coding: Coding) -> list[Coded]:
+def _coded(stored: _Stored, grids: Sequence[Grid], coding: Coding) -> list[Coded]:
     W, A = stored.W, stored.columns
     if A is not None and A.dim() == 3:
         parts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ class Grid:
         bits: 2 ... 8.
         group: columns that share a scale, at most; 0: a whole row. See `group_of`.
         symmetric: levels -2^(b-1) ... 2^(b-1) - 1 times the scale; else a zero point for each group is kept.
+        scale: dtype of the scales: float16, which gives way to bfloat16 where it cannot hold them; or bfloat16.
     """
 
     bits: int
     group: int = 64
     symmetric: bool = False
+    scale: Literal["float16", "bfloat16"] = "float16"
 
     def bytes(self, m: int, n: int) -> int:
         """What codes, scales and zero points of an m x n matrix take: bits, 16 bits, bits."""
@@ -184,7 +187,7 @@ def _scales(W: Tensor, grid: Grid, weight: Tensor | None) -> tuple[Tensor, Tenso
         best = torch.where(better, cost, best)
         kept = (torch.where(better, scale, kept[0]), torch.where(better, zero, kept[1]))
     assert kept is not None
-    return kept[0].to(_dtype(kept[0])), kept[1].to(torch.uint8)
+    return kept[0].to(_dtype(kept[0], grid)), kept[1].to(torch.uint8)
 
 
 def _levels(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -192,21 +195,23 @@ def _levels(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     if grid.symmetric:
         half = 2 ** (grid.bits - 1)
         scale = torch.maximum(-low / half, high / (half - 1))
-        return _held(scale), torch.full_like(scale, half)
+        return _held(scale, grid), torch.full_like(scale, half)
     top = 2**grid.bits - 1
-    scale = _held((high - low) / top)
+    scale = _held((high - low) / top, grid)
     zero = (-low / torch.where(scale > 0, scale, torch.ones_like(scale))).round().clamp(0, top)
     return scale, zero
 
 
-def _dtype(scale: Tensor) -> torch.dtype:
-    """float16 where it holds every scale well, else bfloat16."""
+def _dtype(scale: Tensor, grid: Grid) -> torch.dtype:
+    """The grid's dtype; float16 only where it holds every scale well."""
+    if grid.scale == "bfloat16":
+        return torch.bfloat16
     used = scale[scale > 0]
     limits = torch.finfo(torch.float16)
     fits = not len(used) or (float(used.min()) >= limits.smallest_normal and float(used.max()) <= limits.max)
     return torch.float16 if fits else torch.bfloat16
 
 
-def _held(scale: Tensor) -> Tensor:
+def _held(scale: Tensor, grid: Grid) -> Tensor:
     """Scales rounded as they will be stored."""
-    return scale.to(_dtype(scale)).to(scale.dtype)
+    return scale.to(_dtype(scale, grid)).to(scale.dtype)

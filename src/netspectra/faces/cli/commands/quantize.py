@@ -47,7 +47,9 @@ def quantize(
         list[int] | None,
         typer.Option(help="Rank of a correction that may be kept; repeatable; 0: none.", show_default="0, 8, 16, 32"),
     ] = None,
-    group: Annotated[int, typer.Option(min=0, help="Inputs that share a scale, at most; 0: a whole row.")] = 64,
+    group: Annotated[
+        int | None, typer.Option(min=0, help="Inputs that share a scale, at most; 0: a whole row.", show_default="64")
+    ] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="No zero points.")] = False,
     nearest: Annotated[bool, typer.Option("--nearest", help="Round to the nearest, without compensation.")] = False,
     weigh: Annotated[str, typer.Option(help="How bits are chosen: predicted, measured, weights (weak).")] = "predicted",
@@ -64,6 +66,15 @@ def quantize(
     moments: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
     ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="netspectra, torchao, compressed-tensors, gguf, dequantized; repeatable: then DIR/FORMAT each. gguf and "
+            "compressed-tensors imply --symmetric; gguf also --group 32 --rank 0 and levels of 16, 8, 5, 4.",
+            show_default="netspectra",
+        ),
+    ] = None,
     include: Include = None,
     exclude: Exclude = None,
     html: HtmlOut = None,
@@ -74,17 +85,22 @@ def quantize(
     """Give every weight the bits it needs, so that the output changes least under a budget, and write the model."""
     from netspectra.plan import Plan
     from netspectra.verbs.compress.calibrate import Calibration
-    from netspectra.verbs.quantize.options import LEVELS, QuantizeOptions
+    from netspectra.verbs.quantize.emit import FORMATS, emit
+    from netspectra.verbs.quantize.options import QuantizeOptions
     from netspectra.verbs.quantize.planning import quantize
 
+    kinds = tuple(dict.fromkeys(kind or ("netspectra",)))
+    if wrong := [one for one in kinds if one not in FORMATS]:
+        raise InputRefused(f"--format {wrong[0]}: there are {', '.join(FORMATS)}")
+    levels, ranks, size = _suited(kinds, level, rank, group)
     options = QuantizeOptions(
         bits=bits,
         bytes=max_bytes,
         loss=max_loss,
-        levels=tuple(level or LEVELS),
-        ranks=(0, 8, 16, 32) if rank is None else tuple(sorted({0, *rank})),
-        group=group,
-        symmetric=symmetric,
+        levels=levels,
+        ranks=ranks,
+        group=size,
+        symmetric=symmetric or bool({"gguf", "compressed-tensors"} & set(kinds)),
         rounding="nearest" if nearest else "compensated",
         weigh=weigh,  # type: ignore[arg-type]
         forms=tuple(form or ()),
@@ -99,8 +115,8 @@ def quantize(
     if plan_only and plan is None and json_out is None and html is None:
         raise InputRefused("--plan-only needs a place for the plan: --plan FILE, --json or --html")
     writable(html, json_out, plan if given is None else None)
-    if out is not None:
-        refuse_foreign(out)
+    for one in kinds if out is not None else ():
+        refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
     with progress_on_stderr(quiet) as progress:
         known = Calibration.load(moments) if moments is not None and moments.exists() else None
@@ -112,9 +128,20 @@ def quantize(
     if plan is not None and given is None:
         made.save(plan)
     if not plan_only:
-        from netspectra.live.saved import save
-
-        saved = save(network, str(out), source=source)
-        made.finish["saved"] = saved.to_dict()
-        print(saved, file=sys.stderr)
+        for one in kinds:
+            saved = emit(network, made, out if len(kinds) == 1 else out / one, one, source=source)  # type: ignore[operator]
+            made.finish.setdefault("saved", {})[one] = saved.to_dict()
+            print(saved, *saved.notes, sep="\n  ", file=sys.stderr)
     told(made, html, json_out, plan if given is None else None, quiet)
+
+
+def _suited(
+    kinds: tuple[str, ...], level: list[int] | None, rank: list[int] | None, group: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Levels, ranks and group: as asked for, else what the formats can hold."""
+    from netspectra.verbs.quantize.options import LEVELS
+
+    gguf = "gguf" in kinds
+    levels = tuple(level or ((16, 8, 5, 4) if gguf else LEVELS))
+    ranks = tuple(sorted({0, *rank})) if rank is not None else (0,) if gguf else (0, 8, 16, 32)
+    return levels, ranks, group if group is not None else 32 if gguf else 64
