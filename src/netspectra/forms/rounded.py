@@ -37,6 +37,7 @@ class Coding:
         ranks: of the corrections that are weighed; 0: none.
         weighed: the correction takes moments into account; else it is that of the bare error.
         rounds: times that codes and correction are made anew, each for what the other leaves; 1: once each.
+        bits: numbers of bits that are worked out together, as they share most of the work.
     """
 
     group: int = 64
@@ -45,6 +46,7 @@ class Coding:
     ranks: tuple[int, ...] = (0, 8, 16, 32)
     weighed: bool = True
     rounds: int = 1
+    bits: tuple[int, ...] = BITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,21 +101,22 @@ class _Stored:
         return cls(member.W, A, G)
 
 
-def _all(site: Site) -> dict[int, _Found]:
-    """Every grid of a site at once, as they share the factorization of A; kept with the member."""
+def _of(site: Site, bits: int) -> _Found:
+    """What a number of bits makes of a site; worked out with all that are asked for, and kept with the member."""
     coding = _coding(site)
     kept = cast(dict[Any, Any], site.member._kept).setdefault("coded", {})
-    key = (coding, site.method)
-    if key not in kept:
-        kept[key] = _found(_Stored.of(site), coding, _grids(site), max(_ranks(site)), site.member.positions)
-    return kept[key]
+    known = kept.setdefault((coding, site.method), {})
+    if bits not in known:
+        grids = [_grid(site, one) for one in (coding.bits if bits in coding.bits else (bits,))]
+        known |= _found(_Stored.of(site), coding, grids, max(_ranks(site)), site.member.positions)
+    return known[bits]
 
 
-def _grids(site: Site) -> list[Grid]:
-    """Of all numbers of bits; scales have the dtype of a model that computes in bfloat16."""
+def _grid(site: Site, bits: int) -> Grid:
+    """Its levels; scales have the dtype of a model that computes in bfloat16."""
     coding, weight = _coding(site), cast(Tensor, site.member.module.weight)
     scale = "bfloat16" if weight.dtype == torch.bfloat16 else "float16"
-    return [Grid(bits, coding.group, coding.symmetric, scale) for bits in BITS]
+    return Grid(bits, coding.group, coding.symmetric, scale)
 
 
 def _found(stored: _Stored, coding: Coding, grids: Sequence[Grid], rank: int, positions: float) -> dict[int, _Found]:
@@ -208,15 +211,14 @@ class Rounded:
 
     def curve(self, site: Site) -> Curve:
         """Bytes and predicted loss of each rank."""
-        coding = _coding(site)
-        m, n = _Stored.of(site).W.shape
-        found, sizes = _all(site)[self.bits], _ranks(site)
-        return _curve(site, sizes, [found.losses[r] for r in sizes], Grid(self.bits, coding.group, coding.symmetric)
-                      .bytes(m, n))  # fmt: skip
+        rows, columns = _Stored.of(site).W.shape
+        found, sizes = _of(site, self.bits), _ranks(site)
+        size = _grid(site, self.bits).bytes(rows, columns)
+        return _curve(site, sizes, [found.losses[rank] for rank in sizes], size)
 
     def specs(self, site: Site, size: int) -> dict[str, Spec]:
         """Bits, group, rank, dtype of the scales, whether there are zero points."""
-        return {site.member.name: self._spec(site, size, _all(site)[self.bits])}
+        return {site.member.name: self._spec(site, size, _of(site, self.bits))}
 
     def _spec(self, site: Site, size: int, found: _Found) -> Spec:
         coding, coded = _coding(site), cast(Coded, found.coded)
@@ -230,7 +232,7 @@ class Rounded:
 
     def fit(self, site: Site, size: int) -> dict[str, nn.Module]:
         """Codes and correction; the mean of the error is folded into the bias."""
-        found = _all(site)[self.bits]
+        found = _of(site, self.bits)
         return {site.member.name: _filled(site, self.empty(site.member.module, self._spec(site, size, found)), found)}
 
     def empty(self, original: nn.Module, spec: Spec) -> CodedModule:

@@ -15,6 +15,7 @@ BLOCK = 64  # columns between two updates of those that follow
 DAMP = 0.01  # of A's mean diagonal, added to it (Frantar et al. 2022)
 SHRINKS = 24  # scales that are tried for each group
 SMALLEST = 0.35  # of them, the least: as a share of the one that clips nothing
+LARGEST = 1 << 22  # numbers in work at a time
 COARSE = 6  # from this many bits on, clipping does not pay, and nothing is searched
 
 
@@ -124,23 +125,32 @@ def compensated(W: Tensor, grids: Sequence[Grid], A: Tensor, damp: float = DAMP)
     scale = torch.cat([s for s, _, _ in parts]).to(W.dtype)
     zero = torch.cat([z for _, z, _ in parts]).to(W.dtype)
     top = torch.cat([W.new_full((m,), 2**grid.bits - 1) for _, _, grid in parts])
-    wanted = W[:, order].repeat(len(parts), 1)
-    error = torch.zeros_like(wanted)
-    codes = torch.empty(wanted.shape, dtype=torch.uint8)
-    for start in range(0, n, BLOCK):
-        stop = min(start + BLOCK, n)
-        moved = wanted[:, start:stop] + error[:, :start] @ U[:start, start:stop]
-        for k in range(start, stop):
-            w = moved[:, k - start] + error[:, start:k] @ U[start:k, k]
-            s, z = scale[:, place[k]], zero[:, place[k]]
-            code = _codes(w, s, z, top)
-            error[:, k] = wanted[:, k] - (code - z) * s
-            codes[:, k] = code.to(torch.uint8)
+    codes = torch.empty(len(scale), n, dtype=torch.uint8)
+    ordered = W[:, order]
+    for some in torch.arange(len(scale)).split(max(1, LARGEST // n)):  # rows know nothing of one another
+        codes[some] = _one_by_one(ordered[some % m], U, scale[some], zero[some], top[some], place)
     back = torch.empty_like(order)
     back[order] = torch.arange(n)
     return [
         Coded(codes[i * m : (i + 1) * m, back], s, z, grid.bits) for i, (s, z, grid) in enumerate(parts)
     ]  # fmt: skip
+
+
+def _one_by_one(W: Tensor, U: Tensor, scale: Tensor, zero: Tensor, top: Tensor, place: Tensor) -> Tensor:
+    """Codes of some rows, column after column; ``place``: the group of each column."""
+    n = W.shape[1]
+    error = torch.zeros_like(W)
+    codes = torch.empty(W.shape, dtype=torch.uint8)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        moved = W[:, start:stop] + error[:, :start] @ U[:start, start:stop]
+        for k in range(start, stop):
+            w = moved[:, k - start] + error[:, start:k] @ U[start:k, k]
+            s, z = scale[:, place[k]], zero[:, place[k]]
+            code = _codes(w, s, z, top)
+            error[:, k] = W[:, k] - (code - z) * s
+            codes[:, k] = code.to(torch.uint8)
+    return codes
 
 
 def _feedback(A: Tensor, damp: float) -> Tensor | None:

@@ -100,7 +100,7 @@ class QuantizeOptions:
         """How weights become codes."""
         return Coding(
             self.group, self.symmetric, self.rounding == "compensated", tuple(sorted(set(self.ranks))),
-            rounds=self.rounds,
+            rounds=self.rounds, bits=tuple(bits for bits in self.levels if bits != 16),
         )  # fmt: skip
 
     def compression(self) -> CompressOptions:

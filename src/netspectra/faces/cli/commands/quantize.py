@@ -70,8 +70,8 @@ def quantize(
         list[str] | None,
         typer.Option(
             "--format",
-            help="netspectra, torchao, compressed-tensors, gguf, dequantized; repeatable: then DIR/FORMAT each. gguf and "
-            "compressed-tensors imply --symmetric; gguf also --group 32 --rank 0 and levels of 16, 8, 5, 4.",
+            help="netspectra, torchao, compressed-tensors, gguf, dequantized; repeatable: then DIR/FORMAT each. gguf "
+            "and compressed-tensors imply --symmetric; gguf also --group 32 --rank 0 and levels of 16, 8, 5, 4.",
             show_default="netspectra",
         ),
     ] = None,
