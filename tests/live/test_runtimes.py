@@ -95,18 +95,18 @@ def test_decoded_is_what_the_codes_compute():
 
 def test_the_dequantized_twin_loads_with_transformers(tmp_path):
     model, plan = small(ranks=(0, 8))
-    saved = emit(model, plan, tmp_path / "m", "dequantized")
+    saved = emit(model, tmp_path / "m", "dequantized", plan=plan)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert saved.stock and torch.equal(logits(again), logits(decoded(model)))
     found = json.loads((tmp_path / "m" / "recipe.json").read_text())
     assert set(found["layers"]) == set(coded_modules(model))
     assert found["measured"]["loss"] >= 0 and found["predicted_loss"] > 0
-    emit(model, plan, tmp_path / "m", "dequantized")  # ours, so it may be replaced
+    emit(model, tmp_path / "m", "dequantized", plan=plan)  # ours, so it may be replaced
 
 
 def test_our_own_folder_loads_again(tmp_path):
     model, plan = small(ranks=(0, 8))
-    emit(model, plan, tmp_path / "m")
+    emit(model, tmp_path / "m", plan=plan)
     assert torch.equal(logits(ns.load(tmp_path / "m")), logits(model))
     assert (tmp_path / "m" / "recipe.json").exists()
 
@@ -114,10 +114,10 @@ def test_our_own_folder_loads_again(tmp_path):
 def test_unknown_formats_are_refused(tmp_path):
     model, plan = small()
     with pytest.raises(InputRefused, match=", ".join(FORMATS)):
-        emit(model, plan, tmp_path / "m", "marlin")
+        emit(model, tmp_path / "m", "marlin", plan=plan)
     if find_spec("torchao") is None:
         with pytest.raises(InputRefused, match="pip install torchao"):
-            emit(model, plan, tmp_path / "m", "torchao")
+            emit(model, tmp_path / "m", "torchao", plan=plan)
         assert not (tmp_path / "m").exists()
 
 
@@ -129,7 +129,7 @@ def test_unknown_formats_are_refused(tmp_path):
 def test_torchao_reads_its_tensors_through_transformers(tmp_path, symmetric):
     model, plan = small(symmetric=symmetric, levels=(8, 5, 4, 3, 2), group=32)
     assert len({module.bits for module in coded_modules(model).values()}) > 1
-    emit(model, plan, tmp_path / "m", "torchao")
+    emit(model, tmp_path / "m", "torchao", plan=plan)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     for name, module in coded_modules(model).items():
         tensor = again.get_submodule(name).weight
@@ -146,7 +146,7 @@ def test_torchao_reads_networks_that_are_not_transformers(tmp_path):
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
     model, plan = quantized(network(), images(), bits=5.0, ranks=(0,), group=0)
-    emit(model, plan, tmp_path / "m", "torchao")
+    emit(model, tmp_path / "m", "torchao", plan=plan)
     with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state, left = unflatten_tensor_state_dict(tensors, file.metadata())
@@ -167,7 +167,7 @@ def test_torchaos_config_by_name_is_read_by_torchao(tmp_path):
     from torchao.quantization import quantize_
 
     model, plan = small(levels=(8, 4), group=32)
-    emit(model, plan, tmp_path / "m", "torchao")
+    emit(model, tmp_path / "m", "torchao", plan=plan)
     config = config_from_dict(json.loads((tmp_path / "m" / "torchao_config.json").read_text()))
     plain = llama()
     quantize_(plain, config, filter_fn=None)
@@ -181,7 +181,7 @@ def test_torchaos_config_by_name_is_read_by_torchao(tmp_path):
 @needs_compressed
 def test_compressed_tensors_through_transformers(tmp_path):
     model, plan = small(symmetric=True, levels=(8, 4, 3), group=32)
-    saved = emit(model, plan, tmp_path / "m", "compressed-tensors")
+    saved = emit(model, tmp_path / "m", "compressed-tensors", plan=plan)
     groups = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert {g["weights"]["num_bits"] for g in groups.values()} == {m.bits for m in coded_modules(model).values()}
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
@@ -200,7 +200,7 @@ def test_compressed_tensors_decodes_zero_points(tmp_path, bits):
     from safetensors.torch import load_file
 
     model, plan = small(levels=(bits,), bits=12, group=32)
-    saved = emit(model, plan, tmp_path / "m", "compressed-tensors")
+    saved = emit(model, tmp_path / "m", "compressed-tensors", plan=plan)
     assert any("zero points" in note for note in saved.notes)
     assert any("4 and 8 only" in note for note in saved.notes) == (bits not in (4, 8))
     tensors = load_file(tmp_path / "m" / "model.safetensors")
@@ -217,7 +217,7 @@ def test_compressed_tensors_decodes_zero_points(tmp_path, bits):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_our_own_reader_decodes_what_was_packed(tmp_path, symmetric):
     model, plan = small(symmetric=symmetric, levels=(8, 4, 3, 2), group=32)
-    emit(model, plan, tmp_path / "m", "compressed-tensors")
+    emit(model, tmp_path / "m", "compressed-tensors", plan=plan)
     source = ns.open(tmp_path / "m")
     refs = {ref.name: ref for ref in compose(source.tensors, source.config)}
     for name, module in coded_modules(model).items():
@@ -231,7 +231,7 @@ def test_gguf_is_read_by_its_library_and_by_ours(tmp_path):
     gguf = pytest.importorskip("gguf")
     model, plan = small(symmetric=True, levels=(8, 5, 4), group=32, bits=6.0)
     used = {module.bits for module in coded_modules(model).values()}
-    emit(model, plan, tmp_path / "m", "gguf")
+    emit(model, tmp_path / "m", "gguf", plan=plan)
     reader = gguf.GGUFReader(tmp_path / "m" / "model.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     kinds = {tensor.tensor_type.name for tensor in tensors.values()}
@@ -251,9 +251,9 @@ def test_gguf_refuses_what_it_cannot_hold(tmp_path):
     pytest.importorskip("gguf")
     model, plan = small(levels=(4, 3), group=64)
     with pytest.raises(InputRefused, match="group=32, symmetric=True"):
-        emit(model, plan, tmp_path / "m", "gguf")
+        emit(model, tmp_path / "m", "gguf", plan=plan)
     with pytest.raises(InputRefused, match="no GGUF architecture"):
-        emit(*quantized(network(), images(), bits=5.0), tmp_path / "m", "gguf")
+        emit(quantized(network(), images(), bits=5.0)[0], tmp_path / "m", "gguf")
 
 
 # ---- the correction ----------------------------------------------------------------------------------------------

@@ -76,19 +76,21 @@ def group_of(n: int, group: int) -> int:
     return found or max(n, 1)
 
 
-def nearest(W: Tensor, grid: Grid, weight: Tensor | None = None) -> Coded:
+def nearest(W: Tensor, grid: Grid, weight: Tensor | None = None, *, search: bool = True) -> Coded:
     """Round every number to the nearest level.
 
     Args:
         W: (m, n).
-        grid: the levels. Up to 5 bits each group's scale is the best of 24 under the squared error.
+        grid: the levels.
         weight: (n,) what a squared error in each column is worth: the diagonal of A; None: all the same.
+        search: up to 5 bits, take the best of 24 scales for each group under the squared error; else nothing is
+            clipped.
 
     >>> import torch
     >>> nearest(torch.tensor([[1.0, -0.5, 0.1]]), Grid(8, 0, True)).numbers()[0, :2].tolist()
-    [1.0, -0.503936767578125]
+    [0.99993896484375, -0.50390625]
     """
-    scale, zero = _scales(W, grid, weight)
+    scale, zero = _scales(W, grid, weight, search)
     cut = W.reshape(len(W), scale.shape[1], -1)
     codes = _codes(cut, scale[..., None].to(W.dtype), zero[..., None].to(W.dtype), 2**grid.bits - 1)
     return Coded(codes.reshape(W.shape).to(torch.uint8), scale, zero, grid.bits)
@@ -177,7 +179,7 @@ def _codes(w: Tensor, scale: Tensor, zero: Tensor, top: Tensor | int) -> Tensor:
     return torch.where(scale > 0, codes, zero.expand_as(codes))
 
 
-def _scales(W: Tensor, grid: Grid, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def _scales(W: Tensor, grid: Grid, weight: Tensor | None, search: bool = True) -> tuple[Tensor, Tensor]:
     """Scale (two bytes each) and zero point (uint8) of every group, (m, n / group)."""
     m, n = W.shape
     size = group_of(n, grid.group)
@@ -185,7 +187,7 @@ def _scales(W: Tensor, grid: Grid, weight: Tensor | None) -> tuple[Tensor, Tenso
     worth = None if weight is None else weight.to(W.dtype).reshape(n // size, size)
     low, high = cut.amin(-1).clamp_max(0), cut.amax(-1).clamp_min(0)
     best, kept = None, None
-    for share in torch.linspace(1.0, SMALLEST, SHRINKS).tolist() if grid.bits < COARSE else (1.0,):
+    for share in torch.linspace(1.0, SMALLEST, SHRINKS).tolist() if search and grid.bits < COARSE else (1.0,):
         scale, zero = _levels(low * share, high * share, grid)
         wide, middle = scale[..., None].to(W.dtype), zero[..., None].to(W.dtype)
         off = (cut - (_codes(cut, wide, middle, 2**grid.bits - 1) - middle) * wide).square_()

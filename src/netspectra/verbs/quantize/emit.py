@@ -29,15 +29,20 @@ READERS = {
 
 
 def emit(
-    model: nn.Module, plan: Plan, to: str | Path, kind: str = "netspectra", *, source: Source | None = None
+    model: nn.Module,
+    to: str | Path,
+    kind: str = "netspectra",
+    *,
+    plan: Plan | None = None,
+    source: Source | None = None,
 ) -> Saved:
     """Write a model that a plan was applied to, as one format.
 
     Args:
         model: with the plan applied; left as it is.
-        plan: for the recipe.
         to: a folder: new, empty, or one that was written by netspectra.
         kind: netspectra, torchao, compressed-tensors, gguf, dequantized.
+        plan: for ``recipe.json``, which is left out without it.
         source: the checkpoint it came from, whose tokenizer and other small files go along.
 
     Raises:
@@ -45,10 +50,11 @@ def emit(
     """
     if kind not in FORMATS:
         raise InputRefused(f"format {kind!r}: there are {', '.join(FORMATS)}")
-    text = json.dumps(recipe(model, plan), indent=1, allow_nan=False) + "\n"
+    text = "" if plan is None else json.dumps(recipe(model, plan), indent=1, allow_nan=False) + "\n"
 
     def beside(folder: Path) -> None:
-        (folder / RECIPE).write_text(text, encoding="utf-8")
+        if text:
+            (folder / RECIPE).write_text(text, encoding="utf-8")
 
     return _writer(kind)(model, to, source=source, beside=beside)
 

@@ -129,7 +129,7 @@ def quantize(
         made.save(plan)
     if not plan_only:
         for one in kinds:
-            saved = emit(network, made, out if len(kinds) == 1 else out / one, one, source=source)  # type: ignore[operator]
+            saved = emit(network, out if len(kinds) == 1 else out / one, one, plan=made, source=source)  # type: ignore[operator]
             made.finish.setdefault("saved", {})[one] = saved.to_dict()
             print(saved, *saved.notes, sep="\n  ", file=sys.stderr)
     told(made, html, json_out, plan if given is None else None, quiet)
