@@ -19,8 +19,8 @@ from netspectra.linalg.rounding import Grid, compensated, group_of, nearest
 from netspectra.linalg.weighted import leading
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.allocate import Budget, Choice, Component, Option, allocate, uniform
-from netspectra.verbs.compress.planning import Workshop
 from netspectra.verbs.compress.replace import tried
+from netspectra.verbs.compress.workshop import Workshop
 from netspectra.verbs.quantize.options import QuantizeOptions
 from netspectra.verbs.quantize.planning import quantize
 

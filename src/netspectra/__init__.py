@@ -22,9 +22,10 @@ from netspectra.version import __version__
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.doors.analysis import analyze
-    from netspectra.doors.comparison import compare
+    from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.interpretation import interpret
     from netspectra.doors.quantization import quantize
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
@@ -67,11 +68,13 @@ __all__ = [
     "compress",
     "geometry",
     "initialize_",
+    "interpret",
     "lipschitz",
     "load",
     "normalize_",
     "open",
     "operator_norm",
+    "pissa",
     "quantize",
     "rank",
     "save",
@@ -85,10 +88,12 @@ _HOME = {
     "Analysis": "netspectra.analysis",
     "analyze": "netspectra.doors.analysis",
     "compare": "netspectra.doors.comparison",
+    "pissa": "netspectra.doors.comparison",
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
     "geometry": "netspectra.doors.geometry",
+    "interpret": "netspectra.doors.interpretation",
     "quantize": "netspectra.doors.quantization",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["RunFile", "skipped_from"]
+__all__ = ["RunFile", "is_run", "skipped_from"]
 
 SCHEMA = 1
 TABLES = """
@@ -192,6 +192,14 @@ class RunFile:
             raise _explained(self.path, wrong) from None
 
 
+def is_run(path: Any) -> bool:
+    """Whether a path is a database, as run files are; no other input of this package is one."""
+    if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
 def skipped_from(row: Mapping[str, Any]) -> Skipped:
     """Undo ``asdict`` of a `Skipped` that went through JSON."""
     return Skipped(row["name"], tuple(row["shape"]), row["reason"], row["routine"])
@@ -265,6 +273,8 @@ def _explained(path: Path, wrong: sqlite3.DatabaseError) -> Exception:
     text = str(wrong)
     if any(sign in text for sign in ("not a database", "no such table", "malformed", "Could not decode")):
         return InputRefused(f"{path}: not a netspectra run file ({text}). Name another file")
+    if wrong.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:  # a journal is a file of its own, that names others
+        return EnvironmentFailure(f"{path}: its job was killed while writing. Run the job again: it restores the file")
     if "locked" in text:
         return EnvironmentFailure(f"{path}: another process is writing this run file. Wait for it, or name another")
     return EnvironmentFailure(f"{path}: {text}")

@@ -6,9 +6,9 @@ One form a number of bits, its size the rank of the correction. They are chosen 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -104,12 +104,13 @@ class _Stored:
 def _of(site: Site, bits: int) -> _Found:
     """What a number of bits makes of a site; worked out with all that are asked for, and kept with the member."""
     coding = _coding(site)
-    kept = cast(dict[Any, Any], site.member._kept).setdefault("coded", {})
-    known = kept.setdefault((coding, site.method), {})
-    if bits not in known:
-        grids = [_grid(site, one) for one in (coding.bits if bits in coding.bits else (bits,))]
-        known |= _found(_Stored.of(site), coding, grids, max(_ranks(site)), site.member.positions)
-    return known[bits]
+    together = coding.bits if bits in coding.bits else (bits,)
+
+    def make() -> tuple[_Found, ...]:
+        grids = [_grid(site, one) for one in together]
+        return tuple(_found(_Stored.of(site), coding, grids, max(_ranks(site)), site.member.positions))
+
+    return site.member.kept((coding, site.method, together), make)[together.index(bits)]
 
 
 def _grid(site: Site, bits: int) -> Grid:
@@ -119,16 +120,14 @@ def _grid(site: Site, bits: int) -> Grid:
     return Grid(bits, coding.group, coding.symmetric, scale)
 
 
-def _found(stored: _Stored, coding: Coding, grids: Sequence[Grid], rank: int, positions: float) -> dict[int, _Found]:
-    found: dict[int, _Found] = {}
+def _found(stored: _Stored, coding: Coding, grids: Sequence[Grid], rank: int, positions: float) -> Iterator[_Found]:
     for grid, coded in zip(grids, _coded(stored, grids, coding), strict=True):
         one = _corrected(stored, coded, coding, rank, positions)
         for _ in range(coding.rounds - 1 if rank else 0):
             rest = _Stored(stored.W - one.left @ one.right, stored.columns, stored.rows)
             [coded] = _coded(rest, [grid], coding)
             one = _corrected(stored, coded, coding, rank, positions)
-        found[grid.bits] = one
-    return found
+        yield one
 
 
 def _coded(stored: _Stored, grids: Sequence[Grid], coding: Coding) -> list[Coded]:

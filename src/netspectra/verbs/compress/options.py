@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -104,6 +104,11 @@ class CompressOptions:
         return next((name for name in BUDGETS if getattr(self, name) is not None), "keep")
 
     @property
+    def axis(self) -> Literal["parameters", "bytes"]:
+        """What is made small where nothing else is asked for: bytes where a form trades in nothing else."""
+        return "bytes" if any(FORMS[name].named for name in self.forms) else "parameters"
+
+    @property
     def latency(self) -> bool:
         """Whether the budget is about time."""
         return self.milliseconds is not None
@@ -113,7 +118,7 @@ class CompressOptions:
         found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
         found.pop("task", None)
         found["coding"] = asdict(self.coding)
-        if not any(FORMS[name].named for name in self.forms):
+        if self.axis == "parameters":
             del found["coding"]
         if callable(self.objective):
             found["objective"] = "custom"

@@ -14,9 +14,10 @@ from netspectra.forms.rounded import bits_of
 from netspectra.plan import Plan
 from netspectra.verbs.compress.allocate import Choice, Component, Option
 from netspectra.verbs.compress.calibrate import Calibration, samples_in
-from netspectra.verbs.compress.planning import Progress, Workshop, compress
+from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.replace import tried
+from netspectra.verbs.compress.workshop import Progress, Workshop
 from netspectra.verbs.quantize.options import QuantizeOptions
 
 __all__ = ["quantize"]

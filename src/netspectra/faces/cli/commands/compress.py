@@ -13,7 +13,8 @@ from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import opened, progress_on_stderr, told
+from netspectra.faces.cli.planned import opened, told
+from netspectra.faces.cli.progress import sharing
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,9 @@ def compress(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a batch; by default 32, fewer where memory asks for it.")
+    ] = None,
     moments: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
     ] = None,
@@ -120,7 +123,7 @@ def compress(
         _streamed(path, None if plan_only else out, options, moments, given, plan, html, json_out, quiet)
         return
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
-    with progress_on_stderr(quiet) as progress:
+    with sharing(quiet=quiet) as progress:
         made = _planned(network, options, batches, moments, given, progress)
         if not plan_only:
             made.apply(network)
@@ -160,7 +163,7 @@ def _streamed(
             f"{moments}: no such file; with --stream moments are read, a run with --calibration writes them"
         )
     known = Calibration.load(moments) if moments is not None else None
-    with progress_on_stderr(quiet) as progress:
+    with sharing(quiet=quiet) as progress:
         made, saved = compress_stream(open_source(path), out, options, calibration=known, plan=given, progress=progress)
     if plan is not None and given is None:
         made.save(plan)

@@ -12,7 +12,8 @@ from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import opened, progress_on_stderr, told
+from netspectra.faces.cli.planned import opened, told
+from netspectra.faces.cli.progress import sharing
 
 EXAMPLES = (
     "Examples: netspectra quantize ./model --bits 4.25 --calibration texts.txt -o ./small; netspectra quantize "
@@ -118,7 +119,7 @@ def quantize(
     for one in kinds if out is not None else ():
         refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
-    with progress_on_stderr(quiet) as progress:
+    with sharing(quiet=quiet) as progress:
         known = Calibration.load(moments) if moments is not None and moments.exists() else None
         made, shop = quantize(network, options, batches, calibration=known, plan=given, progress=progress)
         if moments is not None and known is None and shop.calibration is not None:
