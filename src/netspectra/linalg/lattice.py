@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netspectra.linalg.spectrum import STORED_EPS
 
-__all__ = ["Form", "form_of"]
+__all__ = ["Form", "coded_form", "form_of"]
 
 NARROWER = ("bfloat16", "float16", "float32")  # in the order in which they are tried
 SMALLEST = {"float16": 2.0**-25, "bfloat16": 0.0, "float32": 0.0, "float64": 0.0}  # half the smallest step near zero
@@ -51,6 +51,26 @@ def form_of(X: Tensor, dtype: str, stored: str = "") -> Form:
     >>> form_of(torch.linspace(0.1, 1, 20).bfloat16().double()[None], "float32").name
     'bfloat16'
     """
+    found = coded_form(X, dtype, stored)
+    if found is not None:
+        return found
+    for name in NARROWER:
+        kind = getattr(torch, name)
+        if dtype != name and not _telling(X):
+            continue
+        if STORED_EPS.get(dtype, 0.0) <= STORED_EPS[name] and torch.equal(X.to(kind).to(X.dtype), X):
+            return Form(name, 0.5 * STORED_EPS[name] * X.abs() + SMALLEST[name])
+    return Form("float64", 0.5 * STORED_EPS["float64"] * X.abs())
+
+
+def coded_form(X: Tensor, dtype: str, stored: str = "") -> Form | None:
+    """The grid of a quantizer on which a matrix lies; None where its numbers are floating numbers of any dtype.
+
+    Args:
+        X: (m, n), floating.
+        dtype: name of the dtype of the loaded tensor.
+        stored: how the file keeps it, where that is another.
+    """
     eight = re.search(r"float8_\w+", stored or dtype)
     if eight:
         name = eight[0]
@@ -60,13 +80,7 @@ def form_of(X: Tensor, dtype: str, stored: str = "") -> Form:
         return Form(stored or found[0], 0.5 * found[1], True)
     if stored and not stored.startswith(("F", "BF", "float", "bfloat")):
         return Form(stored, 0.5 * _step(X, _bits(stored), 32 if stored[:1] in ("Q", "I", "T") else 0), True)
-    for name in NARROWER:
-        kind = getattr(torch, name)
-        if dtype != name and not _telling(X):
-            continue
-        if STORED_EPS.get(dtype, 0.0) <= STORED_EPS[name] and torch.equal(X.to(kind).to(X.dtype), X):
-            return Form(name, 0.5 * STORED_EPS[name] * X.abs() + SMALLEST[name])
-    return Form("float64", 0.5 * STORED_EPS["float64"] * X.abs())
+    return None
 
 
 def _telling(X: Tensor) -> bool:
@@ -140,7 +154,7 @@ def _usual(unit: Tensor, inner: Tensor) -> Tensor | None:
     """The spacing of the usual quantizers: 2^(b-1) - 1 or 2^(b-1) steps to the largest, 2^b - 1 over the range."""
     low, high = unit.amin(1, keepdim=True), unit.amax(1, keepdim=True)
     span = torch.where(high > low, high - low, 1.0)
-    for bits in (8, 4, 6, 5, 3):
+    for bits in (3, 4, 5, 6, 8):  # coarse ones first: 15 steps are 255 steps of a seventeenth, too
         half, full = 2 ** (bits - 1), 2**bits - 1
         for r, step in (
             (unit * (half - 1), torch.full_like(low, 1 / (half - 1))),
