@@ -15,7 +15,8 @@ __all__ = ["Form", "coded_form", "form_of"]
 NARROWER = ("bfloat16", "float16", "float32")  # in the order in which they are tried
 SMALLEST = {"float16": 2.0**-25, "bfloat16": 0.0, "float32": 0.0, "float64": 0.0}  # half the smallest step near zero
 GROUPS = (128, 64, 32)
-SAMPLED = 64  # groups in which a lattice is looked for before all are
+SAMPLES = ((8, 1 << 12), (64, 1 << 16))  # groups, and numbers of each, in which a lattice is looked for before all are
+REPEATED = 0.97  # different numbers in a row or column, as a share, from which on it lies on no few levels
 FEW = 8  # numbers that must show it before a tensor is said to lie on a coarser grid than its dtype's
 LEVELS = 300  # steps of a lattice at most: 8 bits and some room
 INNER = 0.1  # share of the entries that must be neither zero nor the largest
@@ -75,12 +76,24 @@ def coded_form(X: Tensor, dtype: str, stored: str = "") -> Form | None:
     if eight:
         name = eight[0]
         return Form(name, 0.5 * STORED_EPS.get(name, 0.25) * X.abs() + 2.0**-19 * X.abs().amax(-1, keepdim=True), True)
-    found = None if stored[:1] in ("Q", "T") or dtype == "float64" else _lattice(X)
+    looked = stored[:1] not in ("Q", "T") and dtype != "float64" and (bool(stored) or _repeats(X))
+    found = _lattice(X) if looked else None
     if found is not None:
         return Form(stored or found[0], 0.5 * found[1], True)
     if stored and not stored.startswith(("F", "BF", "float", "bfloat")):
         return Form(stored, 0.5 * _step(X, _bits(stored), 32 if stored[:1] in ("Q", "I", "T") else 0), True)
     return None
+
+
+def _repeats(X: Tensor) -> bool:
+    """Whether numbers come again and again within some rows or columns, as on few levels they do; quick."""
+    for lines in (X, X.mT):
+        some = lines[:: -(-len(lines) // 4)][:, : 1 << 12]
+        if some.shape[1] >= 16:
+            different = (some.sort(1).values.diff(dim=1) != 0).double().mean(1)
+            if float(different.min()) < REPEATED:
+                return True
+    return min(X.shape) < 16
 
 
 def _telling(X: Tensor) -> bool:
@@ -115,7 +128,7 @@ def _lattice(X: Tensor) -> tuple[str, Tensor] | None:
         count, size = groups.shape
         if size < 4:
             continue
-        if _steps(groups[:: -(-count // SAMPLED)][:, : 1 << 16]) is None:
+        if any(_steps(groups[:: -(-count // most)][:, :width]) is None for most, width in SAMPLES):
             continue
         steps = _steps(groups)
         if steps is None:
