@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from netspectra.doors.analysis import analyze
     from netspectra.doors.comparison import compare
     from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
@@ -47,6 +48,7 @@ __all__ = [
     "Analysis",
     "Comparison",
     "CompressOptions",
+    "DriftReference",
     "EnvironmentFailure",
     "Geometry",
     "Initialization",
@@ -62,6 +64,7 @@ __all__ = [
     "analyze",
     "compare",
     "compress",
+    "drift",
     "geometry",
     "initialize_",
     "lipschitz",
@@ -84,6 +87,8 @@ _HOME = {
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
+    "DriftReference": "netspectra.doors.drift",
+    "drift": "netspectra.doors.drift",
     "geometry": "netspectra.doors.geometry",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
