@@ -1,0 +1,216 @@
+"""False alarms and power of `ns.drift` beside what others do; streams that must stay quiet; the price of sketching."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import netspectra as ns
+from benchmarks.drift import peers
+from benchmarks.drift.page import page
+from benchmarks.drift.pixels import NETWORKS, SHIFTS, Images, changed, softmax
+from benchmarks.drift.sentences import LAYERS, SHARES, Sentences
+from benchmarks.results import keep
+from netspectra.verbs.drift.activations import activations
+
+HERE = Path(__file__).parent
+LEVEL, PERMUTATIONS = 0.05, 499
+NETWORK_SEED, DRAW_SEED = 40, 4000  # others than those on which the statistics were chosen (5 to 18)
+REFERENCE = {20: 700, 50: 700, 200: 700, 1000: 290}  # rows of the reference for windows of these sizes
+REPEATS = {20: 100, 50: 100, 200: 50, 1000: 20}
+QUIET_REPEATS = {20: 300, 50: 300, 200: 200, 1000: 80}
+TEXT_REFERENCE, TEXT_WINDOWS = 1000, {20: 60, 50: 60, 200: 40, 1000: 15}
+
+Cell = dict[str, Any]
+
+
+def cell(data: str, size: int, shift: str, alarms: dict[str, list[bool]], seconds: float) -> Cell:
+    rates = {name: float(np.mean(found)) for name, found in alarms.items()}
+    repeats = len(next(iter(alarms.values())))
+    return {"data": data, "window": size, "shift": shift, "repeats": repeats, "rates": rates, "seconds": seconds}
+
+
+def judged(
+    draws: Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]], hidden: str, soft: bool
+) -> tuple[dict[str, list[bool]], float]:
+    """What everybody says of the same references and windows; and our processor seconds a test."""
+    alarms: dict[str, list[bool]] = {}
+    spent = []
+    for i, (reference, window) in enumerate(draws):
+        started = time.process_time()
+        known = ns.drift(None, reference, seed=i)
+        begun = time.process_time()
+        found = {"netspectra": known.test(window, alpha=LEVEL, permutations=PERMUTATIONS).alarm}
+        spent.append((begun - started, time.process_time() - begun))
+        a, b = reference[hidden], window[hidden]
+        if soft:
+            p = peers.kolmogorov_smirnov(softmax(reference["output"]), softmax(window["output"]))
+            found["KS softmax"] = p <= LEVEL
+        found["KS hidden"] = peers.kolmogorov_smirnov(a, b) <= LEVEL
+        found["MMD hidden"] = peers.mmd(a, b, PERMUTATIONS, i) <= LEVEL
+        found["PCA"] = peers.reconstruction(a, b, i)
+        found["sigma_1"] = peers.naive(a, b)
+        for name, alarm in found.items():
+            alarms.setdefault(name, []).append(alarm)
+    return alarms, statistics.median(test for _, test in spent)
+
+
+def digits(quick: bool, kind: str) -> list[Cell]:
+    images = Images.trained(kind, NETWORK_SEED)
+    print(f"{kind}: accuracy {images.accuracy:.3f}", flush=True)
+    cells = []
+    for size, held in REFERENCE.items():
+        for shift in SHIFTS:
+            repeats = (QUIET_REPEATS if shift == "nothing" else REPEATS)[size]
+            rng = np.random.default_rng([DRAW_SEED, size, SHIFTS.index(shift)])
+            draws = (
+                tuple(map(images.layers, images.draw(rng, held, size, shift))) for _ in range(4 if quick else repeats)
+            )
+            alarms, seconds = judged(draws, images.hidden, soft=True)  # type: ignore[arg-type]
+            cells.append(cell(f"digits, {kind}", size, shift, alarms, seconds))
+            print(cells[-1], flush=True)
+    return cells
+
+
+def texts(quick: bool) -> list[Cell]:
+    sentences = Sentences.embedded(*((400, 60) if quick else ()))
+    cells = []
+    for size, repeats in ({20: 3} if quick else TEXT_WINDOWS).items():
+        for share in SHARES:
+            if round(share * size) == 0 and share:
+                continue
+            rng = np.random.default_rng([DRAW_SEED, size, round(100 * share)])
+            held = 300 if quick else TEXT_REFERENCE
+            count = repeats if share or quick else 3 * repeats
+            draws = (sentences.draw(rng, held, size, share) for _ in range(count))
+            alarms, seconds = judged(draws, LAYERS[-1], soft=False)
+            shift = f"{share:.0%} strangers" if share else "nothing"
+            cells.append(cell("texts, MiniLM", size, shift, alarms, seconds))
+            print(cells[-1], flush=True)
+    return cells
+
+
+def streams(quick: bool) -> dict[str, Any]:
+    """Watching: how many streams of 1000 quiet windows ever alarm, and how soon drifting ones do."""
+    images = Images.trained("MLP", NETWORK_SEED)
+    rows = images.layers(images.images)
+    count, windows = (3, 50) if quick else (150, 1000)
+    shifted = {
+        shift: images.layers(changed(images.images, shift, np.random.default_rng(0))) for shift in ("blur", "contrast")
+    }
+    weak = np.random.default_rng(1)
+    alarms, delays = [], {name: [] for name in (*shifted, "one in ten blurred")}
+    started = time.process_time()
+    for seed in range(count):
+        rng = np.random.default_rng([DRAW_SEED, seed])
+        known = ns.drift(None, _taken(rows, rng.integers(0, len(images.images), 1000)), seed=seed)
+        stream = known.sequential()
+        for _ in range(windows):
+            stream.test(_taken(rows, rng.integers(0, len(images.images), 20)))
+        alarms.append(stream.evidence.alarm)
+        if seed < 20:
+            for name, found in delays.items():
+                found.append(_delay(known.sequential(), rows, shifted, name, rng, weak))
+    spent = (time.process_time() - started) / max(count * windows * 20, 1)
+    return {"streams": count, "windows": windows, "alarmed": int(sum(alarms)), "delays": delays, "seconds_a_row": spent}
+
+
+def _taken(rows: dict[str, np.ndarray], places: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: one[places] for name, one in rows.items()}
+
+
+def _delay(stream: Any, rows: Any, shifted: Any, name: str, rng: np.random.Generator, weak: np.random.Generator) -> int:
+    """Windows of 20 rows until the alarm, after 20 quiet ones; at most 200."""
+    total = len(next(iter(rows.values())))
+    for _ in range(20):
+        stream.test(_taken(rows, rng.integers(0, total, 20)))
+    for window in range(1, 201):
+        places = rng.integers(0, total, 20)
+        window_rows = _taken(shifted.get(name, rows), places)
+        if name == "one in ten blurred":
+            hit = weak.random(20) < 0.1
+            blurred = _taken(shifted["blur"], places)
+            window_rows = {n: np.where(hit[:, None], blurred[n], one) for n, one in window_rows.items()}
+        if stream.test(window_rows).alarm:
+            return window
+    return 201
+
+
+def sketching(quick: bool) -> list[Cell]:
+    """The same references and windows, covariances summed or sketched."""
+    images = Images.trained("CNN", NETWORK_SEED)
+    name = next(n for n, _ in images.model.named_modules() if n == "6")  # 512 flattened numbers
+    cells = []
+
+    def wide(some: np.ndarray) -> dict[str, np.ndarray]:
+        import torch
+
+        parts = list(activations(images.model, torch.from_numpy(some), [name], []))
+        return {name: np.concatenate([part[name] for part in parts])}
+
+    for shift in ("nothing", "blur", "rotated", "missing"):
+        for size in (20, 50):
+            rng = np.random.default_rng([DRAW_SEED, size, 77, SHIFTS.index(shift)])
+            alarms: dict[str, list[bool]] = {"exact": [], "sketched": []}
+            for i in range(3 if quick else 100):
+                reference, window = map(wide, images.draw(rng, 700, size, shift))
+                for kind, exact in (("exact", 1024), ("sketched", 1)):
+                    alarms[kind].append(ns.drift(None, reference, seed=i, exact=exact).test(window).alarm)
+            cells.append(cell("digits, CNN, 512 wide", size, shift, alarms, 0.0))
+            print(cells[-1], flush=True)
+    return cells
+
+
+def memory(quick: bool) -> list[dict[str, float]]:
+    """Peak memory and time of making a reference of rows 4096 wide, of more and more of them."""
+    found = []
+    for chunks in (4, 8) if quick else (8, 16, 32):
+        rng = np.random.default_rng(0)
+        rows: Callable[[], Iterator[np.ndarray]] = lambda: (  # noqa: E731
+            rng.standard_normal((256, 4096)).astype(np.float32)
+            for _ in range(chunks)  # noqa: B023
+        )
+        tracemalloc.start()
+        started = time.process_time()
+        known = ns.drift(None, rows())
+        seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        path = HERE / "memory.tmp"
+        known.save(path)
+        found.append({"rows": 256 * chunks, "peak_bytes": peak, "file_bytes": path.stat().st_size, "seconds": seconds})
+        path.unlink()
+    return found
+
+
+PARTS: dict[str, Callable[[bool], Any]] = {
+    **{f"digits {kind}": (lambda quick, kind=kind: digits(quick, kind)) for kind in NETWORKS},
+    "texts": texts,
+    "streams": streams,
+    "sketching": sketching,
+    "memory": memory,
+}
+
+
+def main(quick: bool = False, only: tuple[str, ...] = ()) -> None:
+    path = HERE / "results.json"
+    found = json.loads(path.read_text()) if path.exists() and not quick else {}
+    found.pop("environment", None)
+    for name, measure in PARTS.items():
+        if not only or name in only:
+            found[name] = measure(quick)
+            if not quick:
+                keep(HERE, "Drift: false alarms and power", found, page(found))
+    if quick:
+        print(page(found))
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv, tuple(a for a in sys.argv[1:] if not a.startswith("-")))
