@@ -71,7 +71,8 @@ def _power(cells: Sequence[Mapping[str, Any]]) -> str:
     seconds = statistics.median(one["seconds"] for one in cells)
     text = (
         "Share of windows that alarm after a change. The last column is ours less the best of the KS tests and MMD; "
-        f"the worst is {min(least)[0]:+.2f} ({min(least)[1]}). Behind by more than 0.05: {'; '.join(behind) or 'nowhere'}. "
+        f"the worst is {min(least)[0]:+.2f} ({min(least)[1]}). "
+        f"Behind by more than 0.05: {'; '.join(behind) or 'nowhere'}. "
         f"Ahead by 0.2 or more: {'; '.join(large) or 'nowhere'}. A test of ours takes {seconds:.2f} processor seconds "
         "(median over the cells)."
     )
@@ -85,8 +86,8 @@ def _streams(found: Mapping[str, Any]) -> str:
     )
     return (
         f"## Streams\n\nOf {found['streams']} streams of {found['windows']} quiet windows of 20 rows "
-        f"{found['alarmed']} ever alarmed ({found['alarmed'] / found['streams']:.1%}; at most 5 % may). Windows until the "
-        f"alarm once a drift began, median of {len(next(iter(found['delays'].values())))}: {delays}. "
+        f"{found['alarmed']} ever alarmed ({found['alarmed'] / found['streams']:.1%}; at most 5 % may). "
+        f"Windows until the alarm once a drift began, median of {len(next(iter(found['delays'].values())))}: {delays}. "
         f"{found['seconds_a_row'] * 1e6:.0f} processor microseconds a row."
     )
 
@@ -98,9 +99,10 @@ def _sketching(cells: Sequence[Mapping[str, Any]]) -> str:
          f"{one['rates']['sketched'] - one['rates']['exact']:+.2f}"]
         for one in cells
     ]  # fmt: skip
+    compared = table(["window", "change", "windows", "exact", "sketched", "difference"], rows)
     return (
-        "## What sketching costs\n\nThe same references and windows, 512 numbers wide, directions from the covariance or "
-        f"from the sketch.\n\n{table(['window', 'change', 'windows', 'exact', 'sketched', 'difference'], rows)}"
+        "## What sketching costs\n\nThe same references and windows, 512 numbers wide; directions from the "
+        f"covariance or from the sketch.\n\n{compared}"
     )
 
 

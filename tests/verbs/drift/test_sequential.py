@@ -114,6 +114,6 @@ def test_memory_does_not_grow(reference):
     stream = reference.sequential()
     sizes = set()
     for seed in range(3):
-        stream.test(rows(np.random.default_rng(seed), 500))
+        stream.test(rows(np.random.default_rng(seed), 496))
         sizes.add(sum(array.nbytes for array in stream.saved()[0].values()))
     assert len(sizes) == 1

@@ -66,13 +66,19 @@ def test_a_reference_that_is_not_as_it_was_written_is_refused(made, tmp_path, ch
 
 
 STATES = {
-    "counts": lambda a, t: a["counts"].__isub__(1),
-    "shares": lambda a, t: a["shares"].__imul__(2),
-    "log": lambda a, t: a["log"].__iadd__(np.nan),
+    "counts": lambda a, t: a["rows|counts"].__isub__(1),
+    "shares": lambda a, t: a["blocks|shares"].__imul__(2),
+    "log": lambda a, t: a["rows|log"].__iadd__(np.nan),
+    "waiting": lambda a, t: a.update(waiting=np.zeros((16, 2))),
     "windows": lambda a, t: t.update(windows="x"),
-    "random": lambda a, t: t.update(random="{}"),
-    "random state": lambda a, t: t.update(random='{"bit_generator": "PCG64", "state": {"state": -1, "inc": 1}}'),
-    "names": lambda a, t: t.update(names=[]),
+    "rows": lambda a, t: t.update(rows=7),
+    "seen": lambda a, t: t["blocks team"].update(seen=1),
+    "random": lambda a, t: t["rows team"].update(random="{}"),
+    "random state": lambda a, t: t["rows team"].update(
+        random='{"bit_generator": "PCG64", "state": {"state": -1, "inc": 1}}'
+    ),
+    "reference": lambda a, t: t.update(reference=""),
+    "schema": lambda a, t: t.update(schema=2),
 }
 
 

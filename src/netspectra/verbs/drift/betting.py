@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-__all__ = ["Bettors", "Ranks", "binned"]
+__all__ = ["Bettors", "Ranks", "Team", "binned"]
 
 BINS = 2048
 REACH = 12.0
+BLOCK = 64  # rows ranked at a time
 JUMP = 0.005  # share of the capital that changes its bet at every row
 # Bets on p in (0, 1), each with mean one: f(p) = 1 + a (2p - 1) + c (6 p^2 - 6 p + 1), and p^-1/2 / 2 from either end.
 TILTS = ((0.0, 0.0), (0.25, 0.0), (-0.25, 0.0), (0.8, 0.0), (-0.8, 0.0), (0.0, 0.25), (0.0, -0.25), (0.0, 0.8))
@@ -80,6 +85,66 @@ class Bettors:
             self.shares += JUMP / BETS
             self.log += np.log(won[:, 0])
             np.maximum(self.top, self.log, out=self.top)
+
+
+class Team:
+    """Ranks of several scores, a bettor on each, and when each capital began to grow.
+
+    Attributes:
+        names: layer and name of each score.
+    """
+
+    def __init__(self, names: list[tuple[str, str]], scores: np.ndarray, seed: list[int]) -> None:
+        """Begin with the scores of the reference's rows, (count, scores)."""
+        self.names = names
+        self.ranks = Ranks(binned(scores), np.random.default_rng(seed))
+        self.bettors = Bettors(len(names))
+        self.lowest, self.since = np.zeros(len(names)), np.ones(len(names), int)
+
+    def play(self, scores: np.ndarray, window: int) -> None:
+        """Bet on rows of scores that came with this window."""
+        bins = binned(scores)
+        for first in range(0, len(bins), BLOCK):
+            self.bettors.bet(self.ranks.ranks(bins[first : first + BLOCK]))
+        fallen = self.bettors.log <= self.lowest
+        self.lowest = np.where(fallen, self.bettors.log, self.lowest)
+        self.since = np.where(fallen, window + 1, self.since)
+
+    def saved(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays by name, and plain data."""
+        arrays = {
+            "counts": self.ranks.counts.astype(np.int64),
+            "shares": self.bettors.shares,
+            "log": self.bettors.log,
+            "top": self.bettors.top,
+            "lowest": self.lowest,
+            "since": self.since.astype(np.int64),
+        }
+        return arrays, {"seen": self.ranks.seen, "random": json.dumps(self.ranks.rng.bit_generator.state)}
+
+    def restore_(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bool:
+        """Go on from what `saved` gave; False where it cannot be true."""
+        scores = len(self.names)
+        shapes = {"counts": (scores, BINS), "shares": (scores, BETS)}
+        shapes |= dict.fromkeys(("log", "top", "lowest", "since"), (scores,))
+        seen = about.get("seen")
+        if set(arrays) != set(shapes) or any(arrays[name].shape != shape for name, shape in shapes.items()):
+            return False
+        if type(seen) is not int or not all(np.isfinite(array).all() for array in arrays.values()):
+            return False
+        counts, shares = arrays["counts"], arrays["shares"]
+        fair = (shares > 0).all() and np.allclose(shares.sum(1), 1.0)
+        if not (fair and (counts >= self.ranks.counts).all() and (counts.sum(1) == seen).all()):
+            return False
+        try:
+            self.ranks.rng.bit_generator.state = json.loads(about["random"])
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return False
+        self.ranks.counts, self.ranks.seen = counts.astype(int), seen
+        self.bettors.shares, self.bettors.log = shares.astype(float), arrays["log"].astype(float)
+        self.bettors.top, self.lowest = arrays["top"].astype(float), arrays["lowest"].astype(float)
+        self.since = arrays["since"].astype(int)
+        return True
 
 
 def _factors(p: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -55,6 +56,16 @@ class Reference:
     def held(self) -> int:
         """How many rows windows are compared with."""
         return len(next(iter(self.layers.values())).rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what it keeps: two references that say the same of every window have the same one."""
+        digest = hashlib.sha256()
+        for name, kept in self.layers.items():
+            digest.update(name.encode())
+            for array in (kept.basis.centre, kept.basis.scale, kept.basis.V, kept.rows.along, kept.rows.whole):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:32]
 
     def test(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from netspectra.errors import InputRefused
 from netspectra.record import Verdict
 from netspectra.verbs.drift.basis import Basis, Coordinates
-from netspectra.verbs.drift.betting import BETS, BINS, Bettors, Ranks, binned
+from netspectra.verbs.drift.betting import Team
 
 if TYPE_CHECKING:
     from netspectra.verbs.drift.reference import Reference
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Evidence", "Sequential"]
 
 FOLLOWED = 8  # directions of a layer that are followed one by one
-BLOCK = 64  # rows ranked at a time
+TOGETHER = 16  # rows of a block
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Evidence:
         rows: of them all.
         since: the window with which the strongest evidence began to grow; 0 where there is none.
         layer: where the strongest evidence is.
-        score: what moved there: ``direction 3``, ``residual``, ``energy`` or ``length``.
+        score: what moved there: of single rows ``direction 3``, ``residual``, ``energy`` or ``length``, of sixteen
+            together ``mean`` or ``spread``.
         log_e: logarithm of the strongest score's capital now.
         alarmed: the window of the first alarm; 0 before.
     """
@@ -78,10 +78,11 @@ class Sequential:
     """Tests windows as they come; the chance that it ever alarms while nothing drifts is at most alpha.
 
     Every row is scored: along the leading directions of each layer, by its energy in all of them, outside them and by
-    its length. Each score has a rank among all rows so far, the reference's held-out ones first, and a bettor who
-    gambles that ranks are not uniform. Under exchangeability nobody can expect to win; capital beyond
-    (number of scores) / alpha is an alarm (Ville's inequality, and a union over the scores). Small drifts add up over
-    windows; what a single window shows at once, `Reference.test` sees sooner.
+    its length. So is every block of 16 rows: by how far their mean lies off, and by how far they spread. Each score has
+    a rank among all rows or blocks so far, the reference's held-out ones first, and a bettor who gambles that ranks
+    are not uniform. Under exchangeability nobody can expect to win; capital beyond (number of scores) / alpha is an
+    alarm (Ville's inequality, and a union over the scores). Small drifts add up over windows; what a single window
+    shows at once, `Reference.test` sees sooner.
 
     Reference: Vovk, Nouretdinov & Gammerman 2003 (testing exchangeability on-line); Vovk et al. 2021, arXiv 2102.10439.
 
@@ -102,80 +103,63 @@ class Sequential:
         if not 0 < alpha < 1:
             raise InputRefused("alpha lies between 0 and 1")
         self.reference, self.alpha, self.seed = reference, alpha, seed
-        self.names: list[tuple[str, str]] = []
-        columns = []
-        for layer, kept in reference.layers.items():
-            named, scores = _scores(kept.basis, kept.rows)
-            self.names += [(layer, name) for name in named]
-            columns.append(scores)
-        start = np.concatenate(columns, axis=1)
-        order = np.random.default_rng([seed, 0]).permutation(len(start))
-        self._ranks = Ranks(binned(start)[order], np.random.default_rng([seed, 1]))
-        self._bettors = Bettors(len(self.names))
-        self._lowest, self._since = np.zeros(len(self.names)), np.ones(len(self.names), int)
+        order = np.random.default_rng([seed, 0]).permutation(reference.held)
+        held = {layer: kept.rows[order] for layer, kept in reference.layers.items()}
+        whole = reference.held // TOGETHER * TOGETHER
+        z = self._standard(held)
+        names = [(layer, name) for layer, kept in reference.layers.items() for name in _row_scores(kept.basis)]
+        pairs = [(layer, name) for layer in reference.layers for name in ("mean", "spread")]
+        self._rows = Team(names, self._row_scores(held, z), [seed, 1])
+        self._blocks = Team(pairs, self._block_scores(z[:whole]), [seed, 2])
+        self._waiting = np.empty((0, z.shape[1]))  # rows of a block that is not full yet
         self.windows = self.rows = self.alarmed = 0
 
     def test(self, window: Any) -> Evidence:
         """Take the next window, as `Reference.test` takes it; one row is enough, and all rows are used."""
+        layers = self.reference.layers
+        taken = [
+            {layer: kept.basis.coordinates(chunk[layer]) for layer, kept in layers.items()}
+            for chunk in self.reference.chunks(window, [])
+        ]  # all of them, before anything counts: a window that is refused half-way leaves no trace
         self.windows += 1
-        notes: list[str] = []
-        for chunk in self.reference.chunks(window, notes):
-            parts = [
-                _scores(kept.basis, kept.basis.coordinates(chunk[layer]))[1]
-                for layer, kept in self.reference.layers.items()
-            ]
-            bins = binned(np.concatenate(parts, axis=1))
-            for first in range(0, len(bins), BLOCK):
-                block = bins[first : first + BLOCK]
-                self._bettors.bet(self._ranks.ranks(block))
-                self.rows += len(block)
-        log = self._bettors.log
-        fallen = log <= self._lowest
-        self._lowest = np.where(fallen, log, self._lowest)
-        self._since = np.where(fallen, self.windows + 1, self._since)
-        found = self.evidence
-        if found.alarm and not self.alarmed:
+        for rows in taken:
+            z = self._standard(rows)
+            self._rows.play(self._row_scores(rows, z), self.windows)
+            self.rows += len(z)
+            waiting = np.concatenate([self._waiting, z])
+            whole = len(waiting) // TOGETHER * TOGETHER
+            self._blocks.play(self._block_scores(waiting[:whole]), self.windows)
+            self._waiting = waiting[whole:]
+        if self.evidence.alarm and not self.alarmed:
             self.alarmed = self.windows
         return self.evidence
 
     @property
     def evidence(self) -> Evidence:
         """What all windows so far say."""
-        top = self._bettors.top
-        best = int(top.argmax())
-        p = min(1.0, len(top) * math.exp(-min(float(top[best]), 700.0)))
-        since = min(int(self._since[best]), self.windows)
-        return Evidence(
-            p,
-            self.alpha,
-            self.windows,
-            self.rows,
-            since,
-            *self.names[best],
-            float(self._bettors.log[best]),
-            self.alarmed,
-        )
+        teams = (self._rows, self._blocks)
+        team = max(teams, key=lambda team: float(team.bettors.top.max()))
+        best = int(team.bettors.top.argmax())
+        top = float(team.bettors.top[best])
+        p = min(1.0, sum(len(one.names) for one in teams) * math.exp(-min(top, 700.0)))
+        since, now = min(int(team.since[best]), self.windows), float(team.bettors.log[best])
+        return Evidence(p, self.alpha, self.windows, self.rows, since, *team.names[best], now, self.alarmed)
 
     def saved(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What a file of its state holds: arrays by name, and plain data."""
-        arrays = {
-            "counts": self._ranks.counts.astype(np.int64),
-            "shares": self._bettors.shares,
-            "log": self._bettors.log,
-            "top": self._bettors.top,
-            "lowest": self._lowest,
-            "since": self._since.astype(np.int64),
-        }
-        about = {
+        arrays: dict[str, np.ndarray] = {"waiting": self._waiting}
+        about: dict[str, Any] = {
             "schema": 1,
             "alpha": self.alpha,
             "seed": self.seed,
             "windows": self.windows,
             "rows": self.rows,
             "alarmed": self.alarmed,
-            "names": [list(name) for name in self.names],
-            "random": json.dumps(self._ranks.rng.bit_generator.state),
+            "reference": self.reference.fingerprint,
         }
+        for kind, team in (("rows", self._rows), ("blocks", self._blocks)):
+            found, about[f"{kind} team"] = team.saved()
+            arrays |= {f"{kind}|{name}": array for name, array in found.items()}
         return arrays, about
 
     def restore_(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], what: str) -> Sequential:
@@ -184,58 +168,69 @@ class Sequential:
         Raises:
             InputRefused: it belongs to another reference or level, or is damaged.
         """
-        if about.get("names") != [list(name) for name in self.names] or about.get("seed") != self.seed:
+        if about.get("schema") != 1:
+            raise InputRefused(f"{what}: is of schema {about.get('schema')!r}, this version reads 1: begin anew")
+        if about.get("reference") != self.reference.fingerprint or about.get("seed") != self.seed:
             raise InputRefused(f"{what}: is the state of another reference: name a new file")
         if about.get("alpha") != self.alpha:
-            raise InputRefused(
-                f"{what}: was begun with alpha {about.get('alpha')}, now {self.alpha}: keep it or begin anew"
-            )
-        if not self._believable(arrays, about) or not _revive(self._ranks.rng, about.get("random")):
+            raise InputRefused(f"{what}: was begun with alpha {about.get('alpha')}, now {self.alpha}: keep it")
+        waiting = arrays.get("waiting")
+        fine = (
+            all(type(about.get(name)) is int and about[name] >= 0 for name in ("windows", "rows", "alarmed"))
+            and waiting is not None
+            and waiting.ndim == 2
+            and len(waiting) < TOGETHER
+            and waiting.shape[1] == self._waiting.shape[1]
+            and bool(np.isfinite(waiting).all())
+        )
+        for kind, team in (("rows", self._rows), ("blocks", self._blocks)):
+            own = {name[len(kind) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{kind}|")}
+            said = about.get(f"{kind} team")
+            fine = fine and isinstance(said, dict) and team.restore_(own, said)
+        if not fine or waiting is None or self._rows.ranks.seen != self.reference.held + about["rows"]:
             raise InputRefused(f"{what}: is not as netspectra writes it: damaged? Begin anew with another file")
-        self._ranks.counts, self._ranks.seen = arrays["counts"].astype(int), self._ranks.seen + about["rows"]
-        self._bettors.shares, self._bettors.log = arrays["shares"].astype(float), arrays["log"].astype(float)
-        self._bettors.top, self._lowest = arrays["top"].astype(float), arrays["lowest"].astype(float)
-        self._since = arrays["since"].astype(int)
+        self._waiting = waiting.astype(float)
         self.windows, self.rows, self.alarmed = about["windows"], about["rows"], about["alarmed"]
         return self
 
-    def _believable(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bool:
-        """Whether shapes and numbers of a state agree."""
-        scores = len(self.names)
-        shapes = {"counts": (scores, BINS), "shares": (scores, BETS)}
-        shapes |= dict.fromkeys(("log", "top", "lowest", "since"), (scores,))
-        if set(arrays) != set(shapes) or any(arrays[name].shape != shape for name, shape in shapes.items()):
-            return False
-        if not all(type(about.get(name)) is int and about[name] >= 0 for name in ("windows", "rows", "alarmed")):
-            return False
-        counts, shares = arrays["counts"], arrays["shares"]
-        return bool(
-            all(np.isfinite(array).all() for array in arrays.values())
-            and (counts >= 0).all()
-            and (counts.sum(1) == self._ranks.seen + about["rows"]).all()
-            and (shares > 0).all()
-            and np.allclose(shares.sum(1), 1.0)
-        )
+    def _standard(self, rows: Mapping[str, Coordinates]) -> np.ndarray:
+        """Coordinates of all layers side by side, in standard deviations of the fit."""
+        return np.concatenate([_standard(self.reference.layers[n].basis, one) for n, one in rows.items()], axis=1)
+
+    def _row_scores(self, rows: Mapping[str, Coordinates], z: np.ndarray) -> np.ndarray:
+        """(count, scores), in the order of the names."""
+        parts = [
+            np.stack([*_row_scores(self.reference.layers[n].basis, one, part).values()], axis=1)
+            for (n, one), part in zip(rows.items(), self._split(z), strict=True)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _block_scores(self, z: np.ndarray) -> np.ndarray:
+        """Two scores a layer of every block: how far its mean lies off, how far its rows spread; both of order one."""
+        found = []
+        for part in self._split(z):
+            blocks = part.reshape(-1, TOGETHER, part.shape[1])
+            found.append(np.log(TOGETHER * (blocks.mean(1) ** 2).mean(1) + 1e-3))
+            found.append(np.log(blocks.var(1) + 1e-3).mean(1))
+        return np.stack(found, axis=1)
+
+    def _split(self, z: np.ndarray) -> list[np.ndarray]:
+        widths = [kept.basis.V.shape[1] for kept in self.reference.layers.values()]
+        return np.split(z, np.cumsum(widths)[:-1], axis=1)
 
 
-def _scores(basis: Basis, rows: Coordinates) -> tuple[list[str], np.ndarray]:
-    """Scores of rows, (count, scores), of order one, and their names; nothing but the fit decides their scale."""
-    deviation = np.sqrt(np.maximum(basis.variances, np.finfo(float).tiny))
-    z = rows.along / deviation
-    shown = min(FOLLOWED, z.shape[1])
-    names = [f"direction {i + 1}" for i in range(shown)]
-    scores = [z[:, :shown], np.log((z**2).mean(1) + 1e-3)[:, None], rows.whole[:, None] - math.log(basis.level)]
-    names += ["energy", "length"]
+def _standard(basis: Basis, rows: Coordinates) -> np.ndarray:
+    return rows.along / np.sqrt(np.maximum(basis.variances, np.finfo(float).tiny))
+
+
+def _row_scores(basis: Basis, rows: Coordinates | None = None, z: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Scores of rows by name, of order one; nothing but the fit decides their scale. Without rows the names alone."""
+    shown = min(FOLLOWED, basis.V.shape[1])
+    if rows is None or z is None:
+        rows, z = Coordinates(np.zeros((0, 0)), np.zeros(0), np.zeros(0)), np.zeros((0, shown))
+    found = {f"direction {i + 1}": z[:, i] for i in range(shown)}
+    found["energy"] = np.log((z**2).sum(1) / max(z.shape[1], 1) + 1e-3)
+    found["length"] = rows.whole - math.log(basis.level)
     if basis.beside:
-        names.append("residual")
-        scores.append(rows.beside[:, None] - math.log(basis.beside))
-    return names, np.concatenate(scores, axis=1)
-
-
-def _revive(rng: np.random.Generator, text: Any) -> bool:
-    """Put a generator into a state that came from a file; whether it is one."""
-    try:
-        rng.bit_generator.state = json.loads(text)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        return False
-    return True
+        found["residual"] = rows.beside - math.log(basis.beside)
+    return found
