@@ -14,7 +14,7 @@ OTHERS = ("PCA", "sigma_1")
 
 
 def page(found: Mapping[str, Any]) -> str:
-    cells = [*found.get("digits MLP", []), *found.get("digits CNN", []), *found.get("texts", [])]
+    cells = [one for name, part in found.items() if name.startswith(("digits", "texts")) for one in part]
     parts = [_quiet(cells), _power(cells)] if cells else []
     if "streams" in found:
         parts.append(_streams(found["streams"]))

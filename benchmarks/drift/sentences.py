@@ -27,7 +27,7 @@ class Sentences:
     other: dict[str, np.ndarray]
 
     @classmethod
-    def embedded(cls, count: int = 2600, others: int = 600) -> Sentences:
+    def embedded(cls, count: int = 1900, others: int = 400) -> Sentences:
         """Mean over tokens of three blocks."""
         source = ns.open(minilm())
         model, words = build(source), tokenizer(source)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.series import change_points
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -62,6 +63,7 @@ __all__ = [
     "Trainability",
     "__version__",
     "analyze",
+    "change_points",
     "compare",
     "compress",
     "drift",
@@ -90,6 +92,7 @@ _HOME = {
     "DriftReference": "netspectra.doors.drift",
     "drift": "netspectra.doors.drift",
     "geometry": "netspectra.doors.geometry",
+    "change_points": "netspectra.doors.series",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",

@@ -16,6 +16,7 @@ from netspectra.faces.cli.output import tell_files, writable, write, write_json
 if TYPE_CHECKING:
     from netspectra.doors.drift import DriftReference
     from netspectra.verbs.drift import Evidence, WindowDrift
+    from netspectra.verbs.drift.series import Series
 
 VERDICT = "drift"
 
@@ -24,18 +25,21 @@ VERDICT = "drift"
     epilog="Examples: netspectra drift reference.parquet today.parquet --fail-on drift --html drift.html   |   "
     "netspectra drift reference.npz --save reference.safetensors, then netspectra drift reference.safetensors "
     "monday.npz tuesday.npz --sequential --state stream.safetensors --fail-on drift   |   "
-    "netspectra drift approved.txt today.txt --model ./minilm"
+    "netspectra drift approved.txt today.txt --model ./minilm   |   "
+    "netspectra drift --series epoch*.safetensors --html series.html"
 )
 def drift(
     reference: Annotated[
         str,
         typer.Argument(
-            metavar="REFERENCE", help="Rows that were fine (.csv, .parquet, .npz, ...), or a saved reference.",
+            metavar="REFERENCE",
+            help="Rows that were fine (.csv, .parquet, .npz, ...), or a saved reference; with --series a checkpoint.",
             show_default=False,
         ),
     ],
     windows: Annotated[
-        list[str] | None, typer.Argument(metavar="[WINDOW...]", help="Rows to test, in order.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[WINDOW...]", help="Rows to test, or more checkpoints, in order.", show_default=False),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the reference, to be named instead of its rows.")
@@ -54,6 +58,12 @@ def drift(
     layers: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="With --model: modules to watch, or output; repeatable.")
     ] = None,
+    series: Annotated[
+        bool, typer.Option("--series", help="Not rows but checkpoints or run files, in order: where weights changed.")
+    ] = False,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="With --series: each made on its own, not steps of one training.")
+    ] = False,
     include: Include = None,
     exclude: Exclude = None,
     permutations: Annotated[int, typer.Option(min=19, help="Exchanges of rows for a p-value.")] = 499,
@@ -66,17 +76,28 @@ def drift(
     ] = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Test whether windows of data, embeddings or activations still come from where a reference came from."""
+    """Test whether windows of data, embeddings or activations still come from where a reference came from.
+
+    With --series: where the spectra of weights changed over a series of checkpoints.
+    """
     from netspectra.doors.drift import load_state, save_state
 
     if fail_on not in (None, VERDICT):
         raise InputRefused(f"--fail-on {fail_on}: there is {VERDICT}")
+    if not 0 < alpha < 1:
+        raise InputRefused("--alpha lies between 0 and 1")
+    if series:
+        if sequential or save or state or model or layers:
+            raise InputRefused("--series looks at weights: no --sequential, --state, --save, --model or --layers")
+        paths = [reference, *(windows or ())]
+        _series(paths, independent, alpha, permutations, seed, include, exclude, html, json_out, fail_on, quiet)
+        return
+    if independent:
+        raise InputRefused("--independent belongs to --series")
     if not windows and save is None:
         raise InputRefused("name a WINDOW to test, or --save FILE to keep the reference")
     if state is not None and not sequential:
         raise InputRefused("--state belongs to --sequential")
-    if not 0 < alpha < 1:
-        raise InputRefused("--alpha lies between 0 and 1")
     writable(html, json_out, save, state)
     opener = _Opener(model, tuple(layers or ()), tuple(include or ()), tuple(exclude or ()))
     known = opener.reference(reference, directions, seed)
@@ -102,6 +123,42 @@ def drift(
     _write(html, json_out, found, evidence)
     tell_files(save, state, html, json_out)
     if fail_on and (any(one.alarm for one in found) or (evidence and evidence[-1].alarm)):
+        raise typer.Exit(ASKED_TO_FAIL)
+
+
+def _series(
+    paths: list[str],
+    independent: bool,
+    alpha: float,
+    permutations: int,
+    seed: int,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    html: str | None,
+    json_out: str | None,
+    fail_on: str | None,
+    quiet: bool,
+) -> None:
+    """Where weights changed over checkpoints."""
+    from netspectra.doors.series import change_points
+
+    writable(html, json_out)
+    found = change_points(
+        *paths,
+        kind="independent" if independent else "training",
+        alpha=alpha,
+        permutations=permutations,
+        seed=seed,
+        include=include or (),
+        exclude=exclude or (),
+    )
+    for target, text in ((html, found.to_html), (json_out, found.to_json)):
+        if target is not None:
+            write(target, text())
+    if not quiet and "-" not in (html, json_out):
+        _show("", found)
+    tell_files(html, json_out)
+    if fail_on and found.changes:
         raise typer.Exit(ASKED_TO_FAIL)
 
 
@@ -153,7 +210,7 @@ class _Opener:
             yield from text_batches(read_samples(path), tokenizer(self.source), self.network)
 
 
-def _show(path: str, one: WindowDrift | Evidence) -> None:
+def _show(path: str, one: WindowDrift | Evidence | Series) -> None:
     """Print one finding, its first line in the colour of its level."""
     from rich.text import Text
 
@@ -161,7 +218,7 @@ def _show(path: str, one: WindowDrift | Evidence) -> None:
 
     out = terminal()
     first, *rest = str(one).splitlines()
-    out.print(Text(f"{path}: {first}", style=STYLE.get(one.verdict.level, "")), soft_wrap=True)
+    out.print(Text(f"{path}: {first}" if path else first, style=STYLE.get(one.verdict.level, "")), soft_wrap=True)
     for line in rest:
         out.print(Text(line), soft_wrap=True)
 
