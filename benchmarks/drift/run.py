@@ -26,9 +26,9 @@ HERE = Path(__file__).parent
 LEVEL, PERMUTATIONS = 0.05, 499
 NETWORK_SEED, DRAW_SEED = 40, 4000  # others than those on which the statistics were chosen (5 to 18)
 REFERENCE = {20: 700, 50: 700, 200: 700, 1000: 290}  # rows of the reference for windows of these sizes
-REPEATS = {20: 80, 50: 80, 200: 40, 1000: 15}
-QUIET_REPEATS = {20: 250, 50: 250, 200: 150, 1000: 50}
-TEXT_REFERENCE, TEXT_WINDOWS = 800, {20: 60, 50: 60, 200: 40, 1000: 15}
+REPEATS = {20: 60, 50: 60, 200: 25, 1000: 10}
+QUIET_REPEATS = {20: 200, 50: 200, 200: 100, 1000: 30}
+TEXT_REFERENCE, TEXT_WINDOWS = 800, {20: 50, 50: 50, 200: 25, 500: 12}
 
 Cell = dict[str, Any]
 
@@ -79,21 +79,19 @@ def digits(quick: bool, kind: str, size: int) -> list[Cell]:
     return cells
 
 
-def texts(quick: bool) -> list[Cell]:
-    sentences = Sentences.embedded(*((400, 60) if quick else ()))
+def texts(quick: bool, size: int) -> list[Cell]:
+    sentences = Sentences.embedded(*((350, 20) if quick else ()))
     cells = []
-    for size, repeats in ({20: 3} if quick else TEXT_WINDOWS).items():
-        for share in SHARES:
-            if round(share * size) == 0 and share:
-                continue
-            rng = np.random.default_rng([DRAW_SEED, size, round(100 * share)])
-            held = 300 if quick else TEXT_REFERENCE
-            count = repeats if share or quick else 3 * repeats
-            draws = (sentences.draw(rng, held, size, share) for _ in range(count))
-            alarms, seconds = judged(draws, LAYERS[-1], soft=False)
-            shift = f"{share:.0%} strangers" if share else "nothing"
-            cells.append(cell("texts, MiniLM", size, shift, alarms, seconds))
-            print(cells[-1], flush=True)
+    repeats = 2 if quick else TEXT_WINDOWS[size]
+    for share in SHARES:
+        rng = np.random.default_rng([DRAW_SEED, size, round(100 * share)])
+        held = 300 if quick else TEXT_REFERENCE
+        count = repeats if share or quick else 3 * repeats
+        draws = (sentences.draw(rng, held, size, share) for _ in range(count))
+        alarms, seconds = judged(draws, LAYERS[-1], soft=False)
+        shift = f"{share:.0%} strangers" if share else "nothing"
+        cells.append(cell("texts, MiniLM", size, shift, alarms, seconds))
+        print(cells[-1], flush=True)
     return cells
 
 
@@ -101,7 +99,7 @@ def streams(quick: bool) -> dict[str, Any]:
     """Watching: how many streams of 1000 quiet windows ever alarm, and how soon drifting ones do."""
     images = Images.trained("MLP", NETWORK_SEED)
     rows = images.layers(images.images)
-    count, windows = (3, 50) if quick else (150, 1000)
+    count, windows = (3, 50) if quick else (60, 1000)
     shifted = {
         shift: images.layers(changed(images.images, shift, np.random.default_rng(0))) for shift in ("blur", "contrast")
     }
@@ -159,7 +157,7 @@ def sketching(quick: bool) -> list[Cell]:
         for size in (20, 50):
             rng = np.random.default_rng([DRAW_SEED, size, 77, SHIFTS.index(shift)])
             alarms: dict[str, list[bool]] = {"exact": [], "sketched": []}
-            for i in range(2 if quick else 80):
+            for i in range(2 if quick else 60):
                 reference, window = map(wide, images.draw(rng, 700, size, shift))
                 for kind, exact in (("exact", 1024), ("sketched", 1)):
                     alarms[kind].append(ns.drift(None, reference, seed=i, exact=exact).test(window).alarm)
@@ -192,7 +190,7 @@ def _wide(chunks: int) -> Iterator[np.ndarray]:
 
 PARTS: dict[str, Callable[[bool], Any]] = {
     **{f"digits {kind} {size}": partial(digits, kind=kind, size=size) for kind in NETWORKS for size in REFERENCE},
-    "texts": texts,
+    **{f"texts {size}": partial(texts, size=size) for size in TEXT_WINDOWS},
     "streams": streams,
     "sketching": sketching,
     "memory": memory,

@@ -15,7 +15,7 @@ from netspectra.live.samples import text_batches, tokenizer
 from netspectra.verbs.drift.activations import activations
 
 LAYERS = ("encoder.layer.1", "encoder.layer.3", "encoder.layer.5")
-TOKENS = 96
+TOKENS = 64
 SHARES = (0.0, 0.05, 0.1, 0.2)
 
 
@@ -27,7 +27,7 @@ class Sentences:
     other: dict[str, np.ndarray]
 
     @classmethod
-    def embedded(cls, count: int = 1900, others: int = 400) -> Sentences:
+    def embedded(cls, count: int = 1300, others: int = 150) -> Sentences:
         """Mean over tokens of three blocks."""
         source = ns.open(minilm())
         model, words = build(source), tokenizer(source)
