@@ -22,10 +22,11 @@ from netspectra.version import __version__
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.doors.analysis import analyze
-    from netspectra.doors.comparison import compare
+    from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.interpretation import interpret
     from netspectra.doors.series import change_points
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
@@ -69,11 +70,13 @@ __all__ = [
     "drift",
     "geometry",
     "initialize_",
+    "interpret",
     "lipschitz",
     "load",
     "normalize_",
     "open",
     "operator_norm",
+    "pissa",
     "rank",
     "save",
     "spectral_norm",
@@ -86,6 +89,7 @@ _HOME = {
     "Analysis": "netspectra.analysis",
     "analyze": "netspectra.doors.analysis",
     "compare": "netspectra.doors.comparison",
+    "pissa": "netspectra.doors.comparison",
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
@@ -93,6 +97,7 @@ _HOME = {
     "drift": "netspectra.doors.drift",
     "geometry": "netspectra.doors.geometry",
     "change_points": "netspectra.doors.series",
+    "interpret": "netspectra.doors.interpretation",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",

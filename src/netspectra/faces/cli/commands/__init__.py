@@ -12,11 +12,13 @@ FILES = (
     "analyze",
     "compare",
     "drift",
+    "pissa",
     "report",
     "geometry",
     "trainability",
     "compress",
     "normalize",
+    "interpret",
     "demo",
     "lists",
 )
