@@ -65,7 +65,7 @@ def drift(
         raise TypeError(f"drift has no option {', '.join(sorted(unknown))}")
     chosen = (layers,) if isinstance(layers, str) else tuple(layers)
     options = replace(options or DriftOptions(), **wanted)
-    return DriftReference(**vars(fitted(_opened(data), options, model=model, layers=chosen)))
+    return DriftReference(**vars(fitted(_opened(data, model), options, model=model, layers=chosen)))
 
 
 class DriftReference(Reference):
@@ -75,7 +75,7 @@ class DriftReference(Reference):
         """As `Reference.test`; the window may be the path of a file of rows."""
         if isinstance(window, str | Path):
             wanted.setdefault("name", str(window))
-        return super().test(_opened(window), **wanted)
+        return super().test(_opened(window, self.model), **wanted)
 
     def sequential(self, *, alpha: float = 0.05, seed: int | None = None) -> Sequential:
         """Watch windows one after another; see `Sequential`."""
@@ -104,7 +104,7 @@ class _Stream(Sequential):
     """A `Sequential` that also opens files."""
 
     def test(self, window: Any) -> Evidence:
-        return super().test(_opened(window))
+        return super().test(_opened(window, self.reference.model))
 
 
 def is_reference(path: str | Path) -> bool:
@@ -126,12 +126,18 @@ def load_state(stream: Sequential, path: str | Path) -> Sequential:
     return stream.restore_({name: tensor.numpy() for name, tensor in arrays.items()}, about, str(path))
 
 
-def _opened(data: Any) -> Any:
-    if isinstance(data, str | Path):
+def _opened(data: Any, model: torch.nn.Module | None) -> Any:
+    """What a path holds: rows, or batches for the model."""
+    if not isinstance(data, str | Path):
+        return data
+    if model is None:
         from netspectra.sources.tables import open_table
 
         return open_table(data)
-    return data
+    from netspectra.live.samples import tensor_batches
+    from netspectra.sources import open as open_source
+
+    return tensor_batches(open_source(data))
 
 
 def _packed(kind: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:

@@ -238,6 +238,28 @@ def test_images_keep_channels_and_loaders_lose_labels():
     assert reference.test(images[:50] * 3).alarm
 
 
+def test_odd_models_and_inputs(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(80, 4)
+    reference = ns.drift(model, x, layers=["0", "output"])
+    np.savez(tmp_path / "x.npz", x[:20].numpy())
+    assert reference.test(tmp_path / "x.npz").p == reference.test(x[:20], name="x").p == reference.test((x[:20],)).p
+    with pytest.raises(InputRefused, match="0: 20 of 20 rows hold NaN or Inf"):
+        reference.test(x[:20] * torch.nan)
+    reference.save(tmp_path / "r")
+    assert ns.DriftReference.load(tmp_path / "r", model).test(x[:20]).p == reference.test(x[:20]).p
+    with pytest.raises(InputRefused, match="is it the one that the reference was made with"):
+        ns.DriftReference.load(tmp_path / "r", nn.ReLU()).test(x[:20])
+
+
+def test_numbers_beyond_reason_are_an_alarm(reference):
+    window = rows(np.random.default_rng(0), 30)
+    window[:20] = 1e200
+    found = reference.test(window)
+    assert found.alarm and found.p <= 0.01
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -14,6 +14,7 @@ from netspectra.live.batches import call, main_output, moved
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.calibrate import fitting, samples_in
 from netspectra.verbs.compress.objective import token_mask
+from netspectra.verbs.drift.rows import finite
 from netspectra.weight import Selection
 
 __all__ = ["OUTPUT", "activations", "batches", "layers_of"]
@@ -71,12 +72,12 @@ def _mixes(module: nn.Module) -> bool:
 
 
 def batches(data: Any) -> Iterable[Any]:
-    """Batches to call a model with: a tensor's rows in turn, a mapping as one batch, a function's, or any iterable."""
+    """Batches to call a model with: of a tensor in turn, a mapping or tuple as one, a function's, or a list."""
     if isinstance(data, np.ndarray):
         data = torch.from_numpy(data)
     if isinstance(data, Tensor):
         return data.split(SIZE)
-    if isinstance(data, Mapping) or hasattr(data, "input_ids"):
+    if isinstance(data, Mapping | tuple):
         return [data]
     made: Any = data() if callable(data) and not hasattr(data, "__iter__") else data
     return made
@@ -99,6 +100,9 @@ def activations(model: nn.Module, data: Any, names: Iterable[str], notes: list[s
     """
     modules = dict(model.named_modules())
     wanted = list(names)
+    for name in wanted:
+        if name != OUTPUT and name not in modules:
+            raise InputRefused(f"the model has no layer {name!r}: is it the one that the reference was made with?")
     some = next(iter([*model.parameters(), *model.buffers()]), None)
     for batch in batches(data):
         batch = fitting(model, moved(batch, some.device) if some is not None else batch)
@@ -114,7 +118,7 @@ def activations(model: nn.Module, data: Any, names: Iterable[str], notes: list[s
                 notes.append(f"{name} is left out: {found if isinstance(found, str) else 'as wide as a vocabulary'}")
                 wanted.remove(name)
             else:
-                rows[name] = found
+                rows[name] = finite(found, name)
         if not rows:
             raise InputRefused(f"no layer gives a row a sample: {'; '.join(notes[:3])}")
         yield rows

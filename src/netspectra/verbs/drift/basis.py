@@ -16,6 +16,7 @@ PILOT = 256  # rows that set centre and scale
 SKETCHED = 4  # rows of the sketch a direction
 FLAT = 1e-6  # of the largest deviation: a column that moves less counts as constant
 RELATIVE_FLOOR = 1e-2  # of the mean energy, added before a logarithm is taken
+FAR = 1e15  # standard deviations: nothing further out is told apart, and squares stay finite in float32
 LEAST_RESIDUAL = 1e-4  # of the whole variance: a level above rounding where there is nothing outside
 NEGLIGIBLE = 1e-6  # of the largest variance: a direction with less is none
 
@@ -88,7 +89,7 @@ class Basis:
 
     def coordinates(self, rows: np.ndarray) -> Coordinates:
         """Rows (count, n) as the reference keeps them."""
-        z = (rows - self.centre) / self.scale
+        z = np.clip((rows - self.centre) / self.scale, -FAR, FAR)
         along = z @ self.V
         whole = np.einsum("ij,ij->i", z, z)
         left = self.beside

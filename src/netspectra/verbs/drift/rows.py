@@ -10,7 +10,7 @@ import torch
 
 from netspectra.errors import InputRefused
 
-__all__ = ["ROWS", "Chunk", "Reservoir", "as_chunks"]
+__all__ = ["ROWS", "Chunk", "Reservoir", "as_chunks", "finite"]
 
 Chunk = Mapping[str, np.ndarray]  # layer -> (count, width), the same count in all
 ROWS = "rows"  # what a lone array is called

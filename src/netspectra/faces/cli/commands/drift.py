@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from netspectra.errors import InputRefused
-from netspectra.faces.cli.app import ASKED_TO_FAIL, Exclude, HtmlOut, Include, JsonOut, Quiet, app
+from netspectra.faces.cli.app import ASKED_TO_FAIL, HtmlOut, JsonOut, Quiet, app
 from netspectra.faces.cli.output import tell_files, writable, write, write_json
 
 if TYPE_CHECKING:
@@ -64,8 +64,13 @@ def drift(
     independent: Annotated[
         bool, typer.Option("--independent", help="With --series: each made on its own, not steps of one training.")
     ] = False,
-    include: Include = None,
-    exclude: Exclude = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only columns, arrays or weights whose name matches: glob, or re:REGEX."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Leave out columns, arrays or weights that match.")
+    ] = None,
     permutations: Annotated[int, typer.Option(min=19, help="Exchanges of rows for a p-value.")] = 499,
     directions: Annotated[int, typer.Option(min=1, help="Principal directions kept of a layer.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of split and exchanges.")] = 0,
