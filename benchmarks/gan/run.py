@@ -63,7 +63,7 @@ def rows(runs: Runs, data: str) -> list[dict[str, Any]]:
     for method in planar.METHODS if data in PLANES else digits.CONSTRAINTS:
         mine = [run for (where, how, _), run in sorted(runs.items()) if (where, how) == (data, method)]
         row: dict[str, Any] = {"method": method}
-        for name, value in mine[0].items():
+        for name in mine[0]:
             column = [run[name] for run in mine]
             if name in ("modes", "classes", "path"):
                 row[name] = column
