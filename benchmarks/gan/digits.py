@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import netspectra as ns
 
-BATCH, STEPS, NOISE = 64, 1500, 32
+BATCH, STEPS, NOISE = 64, 800, 32
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def judge() -> nn.Sequential:
 
 def generator() -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(NOISE, 64 * 4), nn.ReLU(), nn.Unflatten(1, (64, 2, 2)),
-        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1), nn.Tanh(),
+        nn.Linear(NOISE, 32 * 4), nn.ReLU(), nn.Unflatten(1, (32, 2, 2)),
+        nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.ConvTranspose2d(16, 1, 4, stride=2, padding=1), nn.Tanh(),
     )  # fmt: skip
 
 
 def critic() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
-        nn.Flatten(), nn.Linear(64 * 16, 1),
+        nn.Conv2d(1, 16, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
+        nn.Flatten(), nn.Linear(32 * 16, 1),
     )  # fmt: skip
 
 
@@ -95,7 +95,8 @@ def train(method: str, seed: int, steps: int = STEPS) -> Outcome:
     for _ in range(steps):
         real = x[torch.randint(len(x), (BATCH,))]
         fake = G(torch.randn(BATCH, NOISE))
-        loss = nn.functional.softplus(-D(real)).mean() + nn.functional.softplus(D(fake.detach())).mean()
+        on_real, on_fake = D(torch.cat([real, fake.detach()])).chunk(2)
+        loss = nn.functional.softplus(-on_real).mean() + nn.functional.softplus(on_fake).mean()
         for_d.zero_grad()
         loss.backward()
         for_d.step()

@@ -100,7 +100,7 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
     for step in range(1, steps + 1):
         for _ in range(CRITIC_STEPS if penalised else 1):
             x, fake = real(), generator(torch.randn(BATCH, NOISE)).detach()
-            on_real, on_fake = critic(x), critic(fake)
+            on_real, on_fake = critic(torch.cat([x, fake])).chunk(2)
             if penalised:
                 between = torch.lerp(x, fake, torch.rand(BATCH, 1)).requires_grad_()
                 (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
