@@ -116,6 +116,6 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         "test accuracy in percent, mean change (least .. largest), operator norms over their target, in eval mode.\n\n"
         + table(("model", "normalized", "accuracy", "change", "norms / target"), lines)
         + f"\n\nTrained under norm 1: {worst:+.1f} points at worst; mark within 2: "
-        f"{'reached' if worst >= -2 else 'not reached'}. Norms over target {low:.5f} .. {high:.5f}; mark 0.98 .. 1.001: "
-        f"{held}."
+        f"{'reached' if worst >= -2 else 'not reached'}. Norms over target {low:.5f} .. {high:.5f}; mark "
+        f"0.98 .. 1.001: {held}."
     )
