@@ -18,13 +18,11 @@ SHAPES = [
     Shape(20, 64, "tanh"),
     Shape(50, 32, "tanh"),
     Shape(20, 64, "relu"),
-    Shape(20, 128, "relu"),
     Shape(50, 32, "relu"),
     Shape(50, 64, "relu"),
     Shape(100, 32, "relu"),
     Shape(20, 32, "gelu"),
     Shape(50, 64, "gelu"),
-    Shape(20, 64, "silu"),
     Shape(50, 32, "silu"),
 ]
 SAMPLES = 32  # of unlabelled data that initialize_ sees

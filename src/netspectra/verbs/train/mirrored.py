@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netspectra.live.batches import call, tensors
+from netspectra.live.bottlenecks import bottlenecks
 from netspectra.live.trace import Block, Trace
 from netspectra.verbs.train.draws import TRANSPOSED, Values, is_norm
 
@@ -43,25 +44,21 @@ class Mirror:
         Of an odd number of units the last has no twin: a row of its own, and nobody listens to it yet.
         """
         out, into = (1, 0) if self.turned else (0, 1)
-        half = list(shape)
-        if self.rows:
-            half[out] //= 2
+        size = _sized(shape, out, shape[out] // 2) if self.rows else list(shape)
         if self.columns:
-            half[into] = self.columns
-        A = value(half, generator)
-        if self.columns:
-            A = torch.cat([A, -A], into)
-            A = torch.cat([A, A.new_zeros(_sized(A, into, shape[into] - A.shape[into]))], into)
+            size = _sized(size, into, self.columns)
+        A = value(size, generator)
         if self.rows:
-            single = value(_sized(A, out, shape[out] % 2), generator) if shape[out] % 2 else A.narrow(out, 0, 0)
+            single = value(_sized(size, out, 1), generator) if shape[out] % 2 else A.narrow(out, 0, 0)
             A = torch.cat([A, -A, single], out)
+        if self.columns:
+            silent = A.new_zeros(_sized(A.shape, into, shape[into] - 2 * self.columns))
+            A = torch.cat([A, -A, silent], into)
         return A
 
 
-def _sized(x: Tensor, axis: int, size: int) -> list[int]:
-    shape = list(x.shape)
-    shape[axis] = size
-    return shape
+def _sized(shape: Sequence[int], axis: int, size: int) -> list[int]:
+    return [size if place == axis else old for place, old in enumerate(shape)]
 
 
 def mirrors(model: nn.Module, batch: Any, trace: Trace, free: Callable[[Tensor], bool]) -> dict[int, Mirror]:
@@ -125,20 +122,29 @@ def _axis(module: nn.Module, x: Tensor) -> int:
 
 
 def _neighbours(trace: Trace) -> Iterator[_Pair]:
-    """Weights of blocks that follow each other, without a way around them, a norm, or a second use."""
-    uses = Counter(id(p) for block in trace.blocks for c in block.calls for p in c.module.parameters(recurse=False))
+    """Weights that follow each other, without a way around them, a norm between, or a second use."""
+    calls = [c for block in trace.blocks for c in block.calls]
+    uses = Counter(id(p) for c in calls for p in c.module.parameters(recurse=False))
+    first = trace.start.view_as(trace.start).grad_fn.next_functions[0][0]  # type: ignore[union-attr]  # its own node
+    alone = set(bottlenecks(trace.output.grad_fn, first, [c.node for c in calls if c.mixes]))
 
-    def lone(block: Block) -> nn.Module | None:
-        mixing = [c.module for c in block.calls if c.mixes]
-        plain = not block.residual and len(mixing) == 1 and not any(is_norm(c.module) for c in block.calls)
-        if not plain or not isinstance(mixing[0], _KNOWN) or getattr(mixing[0], "groups", 1) != 1:
+    def weight(block: Block) -> nn.Module | None:
+        mixing = [c for c in block.calls if c.mixes]
+        if block.residual or len(mixing) != 1 or mixing[0].node not in alone or _normal(block):
             return None
-        weight = mixing[0]._parameters.get("weight")
-        return mixing[0] if weight is not None and uses[id(weight)] == 1 else None
+        module = mixing[0].module
+        if not isinstance(module, _KNOWN) or getattr(module, "groups", 1) != 1:
+            return None
+        return module if uses[id(module._parameters.get("weight"))] == 1 else None
 
-    for before, after in itertools.pairwise(map(lone, trace.blocks)):
+    weighty = [block for block in trace.blocks if any(c.mixes for c in block.calls) or _normal(block)]
+    for before, after in itertools.pairwise(map(weight, weighty)):
         if before is not None and after is not None:
             yield _Pair(before, after)
+
+
+def _normal(block: Block) -> bool:
+    return any(is_norm(c.module) for c in block.calls)
 
 
 def _received(model: nn.Module, batch: Any, pairs: Sequence[_Pair]) -> dict[nn.Module, list[Tensor]]:

@@ -104,6 +104,8 @@ def _place(case: Case, sign: int) -> tuple[str, dict[str, Any]]:
     most, name = max(changes, default=(0.0, ""))
     if total <= 0:
         return "", {}
+    if math.isinf(most):
+        return f", all of it in {name}", {"block": name}
     if most > total / 2 and len(changes) > 1:
         return f", most of it in {name}", {"block": name, "decades": sign * most}
     moving = [change for change, _ in changes if change > total / (4 * len(changes))]
