@@ -15,6 +15,7 @@ import netspectra as ns
 
 STD = 0.05
 BATCH, STEPS, WIDTH, NOISE = 128, 3000, 64, 8
+RATE = 1e-3  # of Adam; it falls linearly to zero over the second half
 CRITIC_STEPS = 5  # of WGAN-GP, as its authors have it
 
 
@@ -85,8 +86,8 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
     if not penalised:
         CONSTRAINTS[method](critic)
     betas = (0.0, 0.9) if penalised else (0.5, 0.999)
-    for_g = torch.optim.Adam(generator.parameters(), lr=1e-3 if not penalised else 1e-4, betas=betas)
-    for_d = torch.optim.Adam(critic.parameters(), lr=1e-3 if not penalised else 1e-4, betas=betas)
+    for_g = torch.optim.Adam(generator.parameters(), lr=RATE, betas=betas)
+    for_d = torch.optim.Adam(critic.parameters(), lr=RATE, betas=betas)
 
     def real() -> Tensor:
         return centres[torch.randint(len(centres), (BATCH,))] + STD * torch.randn(BATCH, 2)
@@ -96,6 +97,11 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
     def look() -> Tensor:
         with torch.no_grad():
             return generator(torch.randn(2000, NOISE, generator=eyes))
+
+    def fall(step: int) -> float:
+        return min(1.0, 2 - 2 * step / steps)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, fall) for optimizer in (for_g, for_d)]
 
     for step in range(1, steps + 1):
         for _ in range(CRITIC_STEPS if penalised else 1):
@@ -115,6 +121,8 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
         for_g.zero_grad()
         loss.backward()
         for_g.step()
+        for schedule in schedules:
+            schedule.step()
         if step % (steps // 6) == 0:
             path.append(held(look(), centres)[0])
     samples = look()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.results import table
 from netspectra.linalg.lanczos import golub_kahan
+from netspectra.live.conditions import plain_kernels
 from netspectra.live.jacobian import Jacobian
-from netspectra.live.trace import plain_kernels
 from netspectra.live.untouched import untouched
 from netspectra.verbs.train.spectra import leading
 

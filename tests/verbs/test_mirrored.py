@@ -28,7 +28,7 @@ def is_odd(model, x):
     st.sampled_from([nn.ReLU, nn.GELU, nn.SiLU, nn.Softplus, nn.LeakyReLU, nn.PReLU, nn.Mish, nn.ELU, nn.Sigmoid]),
     st.integers(0, 99),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_plain_network_begins_odd(depth, width, activation, seed):
     generator = torch.Generator().manual_seed(seed)
     model, x = plain(depth, width, activation, 7), torch.randn(5, 7, generator=generator)
@@ -67,7 +67,7 @@ def test_functions_pooling_flattening_and_transposed_convolutions():
     model, x = Functional(), torch.randn(4, 3, 4, 4)
     found = ns.initialize_(model, x)
     assert mirrored(found) == ["up.weight", "conv.weight", "one.weight", "two.weight"]
-    assert is_odd(model, x) and found.after.rms == pytest.approx(1, rel=0.06)
+    assert is_odd(model, x) and all(abs(b.decades) < 0.03 for b in found.after.blocks if b.weighted)
     up, conv, one = (layer.weight.detach() for layer in (model.up, model.conv, model.one))
     assert torch.equal(up[:, :3], -up[:, 3:]) and torch.equal(conv[:, :3], -conv[:, 3:])
     assert torch.equal(one[:, :64], -one[:, 64:])

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.live.batches import moved
+from netspectra.live.blocks import Block, Call
+from netspectra.live.conditions import freshly_normalized, plain_kernels, widened
 from netspectra.live.jacobian import vjp
 from netspectra.live.norm import operator_norm
-from netspectra.live.trace import Block, Call, Trace, freshly_normalized, plain_kernels, traced, widened
+from netspectra.live.trace import Trace, traced
 from netspectra.live.untouched import untouched
 from netspectra.verbs.train.draws import Draw, Method, Values, draws, is_norm
 from netspectra.verbs.train.initialization import Change, Initialization

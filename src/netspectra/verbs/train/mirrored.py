@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from netspectra.live.batches import call, tensors
+from netspectra.live.blocks import Block
 from netspectra.live.bottlenecks import bottlenecks
-from netspectra.live.trace import Block, Trace
+from netspectra.live.trace import Trace
 from netspectra.verbs.train.draws import TRANSPOSED, Values, is_norm
 
 __all__ = ["Mirror", "mirrors"]
