@@ -15,7 +15,7 @@ import netspectra as ns
 
 STD = 0.05
 BATCH, STEPS, WIDTH, NOISE = 128, 3000, 64, 8
-RATE = 1e-3  # of Adam; it falls linearly to zero over the second half
+RATE = 1e-3  # of Adam
 CRITIC_STEPS = 5  # of WGAN-GP, as its authors have it
 
 
@@ -98,11 +98,6 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
         with torch.no_grad():
             return generator(torch.randn(2000, NOISE, generator=eyes))
 
-    def fall(step: int) -> float:
-        return min(1.0, 2 - 2 * step / steps)
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, fall) for optimizer in (for_g, for_d)]
-
     for step in range(1, steps + 1):
         for _ in range(CRITIC_STEPS if penalised else 1):
             x, fake = real(), generator(torch.randn(BATCH, NOISE)).detach()
@@ -121,8 +116,6 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
         for_g.zero_grad()
         loss.backward()
         for_g.step()
-        for schedule in schedules:
-            schedule.step()
         if step % (steps // 6) == 0:
             path.append(held(look(), centres)[0])
     samples = look()
