@@ -246,7 +246,8 @@ RULES: tuple[Rule[Case], ...] = (
         "note",
         "heuristic",
         "Schoenholz et al. 2017, arXiv 1611.01232; Balduzzi et al. 2017, arXiv 1702.08591",
-        "deep plain networks do this, of ReLU at any scale: residual connections or normalization keep inputs apart",
+        "deep plain networks do this, of ReLU at any scale: netspectra.initialize_ begins them in mirrored pairs; "
+        "or residual connections or normalization",
         _alike,
     ),
     Rule(
