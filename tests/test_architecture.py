@@ -44,7 +44,8 @@ ALLOWED = {
     "__main__": {"faces.cli"},
 }
 # torch.nn is for live models only: their source, the room that runs them, and the verbs that change them.
-NN = ("sources/module.py", "live/", "forms/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/")
+NN = ("sources/module.py", "live/", "forms/", "verbs/compress/", "verbs/train/", "verbs/watch/", "verbs/drift/",
+      "verbs/interpret/", "verbs/distill/")  # fmt: skip
 
 
 def room(parts: tuple[str, ...]) -> str:

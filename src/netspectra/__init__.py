@@ -22,9 +22,10 @@ from netspectra.version import __version__
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.doors.analysis import analyze
-    from netspectra.doors.comparison import compare
+    from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.interpretation import interpret
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -64,11 +65,13 @@ __all__ = [
     "compress",
     "geometry",
     "initialize_",
+    "interpret",
     "lipschitz",
     "load",
     "normalize_",
     "open",
     "operator_norm",
+    "pissa",
     "rank",
     "save",
     "spectral_norm",
@@ -81,10 +84,12 @@ _HOME = {
     "Analysis": "netspectra.analysis",
     "analyze": "netspectra.doors.analysis",
     "compare": "netspectra.doors.comparison",
+    "pissa": "netspectra.doors.comparison",
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
     "geometry": "netspectra.doors.geometry",
+    "interpret": "netspectra.doors.interpretation",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["RunFile", "skipped_from"]
+__all__ = ["RunFile", "is_run", "skipped_from"]
 
 SCHEMA = 1
 TABLES = """
@@ -190,6 +190,14 @@ class RunFile:
             yield
         except sqlite3.DatabaseError as wrong:
             raise _explained(self.path, wrong) from None
+
+
+def is_run(path: Any) -> bool:
+    """Whether a path is a database, as run files are; no other input of this package is one."""
+    if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
 
 
 def skipped_from(row: Mapping[str, Any]) -> Skipped:

@@ -11,11 +11,13 @@ FILES = (
     "inspect",
     "analyze",
     "compare",
+    "pissa",
     "report",
     "geometry",
     "trainability",
     "compress",
     "normalize",
+    "interpret",
     "demo",
     "lists",
 )
