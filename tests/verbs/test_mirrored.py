@@ -39,12 +39,16 @@ def test_a_plain_network_begins_odd(depth, width, activation, seed):
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.SiLU])
 def test_at_any_depth_it_begins_as_an_isometry_and_keeps_inputs_apart(activation):
-    model, x = plain(60, 24, activation, 12, 5), torch.randn(16, 12)
+    model, x = plain(40, 24, activation, 12, 5), torch.randn(16, 12)
     found = ns.initialize_(model, x)
     assert found.rounds <= 3 and found.after.rms == pytest.approx(1, abs=1e-3)
     assert found.after.share == 1 and found.after.max == pytest.approx(1, abs=1e-3)
     assert found.after.blocks[-2].cosine < 0.6 and found.after.passes
-    assert not ns.initialize_(plain(60, 24, nn.ReLU, 12, 5), x, mirror=False).after.share > 0.6
+
+
+def test_without_pairs_inputs_become_alike():
+    found = ns.initialize_(plain(40, 24, nn.ReLU, 12, 5), torch.randn(16, 12), mirror=False)
+    assert found.after.rms == pytest.approx(1, rel=0.06) and found.after.blocks[-2].cosine > 0.9
 
 
 class Functional(nn.Module):
