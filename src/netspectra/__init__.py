@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from netspectra.doors.analysis import analyze
     from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
     from netspectra.doors.interpretation import interpret
+    from netspectra.doors.series import change_points
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -48,6 +50,7 @@ __all__ = [
     "Analysis",
     "Comparison",
     "CompressOptions",
+    "DriftReference",
     "EnvironmentFailure",
     "Geometry",
     "Initialization",
@@ -61,8 +64,10 @@ __all__ = [
     "Trainability",
     "__version__",
     "analyze",
+    "change_points",
     "compare",
     "compress",
+    "drift",
     "geometry",
     "initialize_",
     "interpret",
@@ -88,7 +93,10 @@ _HOME = {
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
+    "DriftReference": "netspectra.doors.drift",
+    "drift": "netspectra.doors.drift",
     "geometry": "netspectra.doors.geometry",
+    "change_points": "netspectra.doors.series",
     "interpret": "netspectra.doors.interpretation",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",

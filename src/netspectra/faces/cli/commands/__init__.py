@@ -11,6 +11,7 @@ FILES = (
     "inspect",
     "analyze",
     "compare",
+    "drift",
     "pissa",
     "report",
     "geometry",
