@@ -37,7 +37,7 @@ ALLOWED = {
     "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs", "live", "report"},
     "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
-    "faces.cli": MIDDLE | {"verbs", "sources", "live", "faces.cli"},
+    "faces.cli": MIDDLE | {"doors", "verbs", "sources", "live", "faces.cli"},
     "faces": set(),
     "doors": MIDDLE | {"verbs", "sources", "live"},
     "__init__": MIDDLE | {"doors", "verbs", "sources", "live"},

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from netspectra.doors.analysis import analyze
     from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.distillation import distill, expressivity
+    from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
     from netspectra.doors.interpretation import interpret
     from netspectra.doors.quantization import quantize
+    from netspectra.doors.series import change_points
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -50,6 +53,7 @@ __all__ = [
     "Analysis",
     "Comparison",
     "CompressOptions",
+    "DriftReference",
     "EnvironmentFailure",
     "Geometry",
     "Initialization",
@@ -64,8 +68,12 @@ __all__ = [
     "Trainability",
     "__version__",
     "analyze",
+    "change_points",
     "compare",
     "compress",
+    "distill",
+    "drift",
+    "expressivity",
     "geometry",
     "initialize_",
     "interpret",
@@ -92,7 +100,12 @@ _HOME = {
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
+    "DriftReference": "netspectra.doors.drift",
+    "drift": "netspectra.doors.drift",
+    "distill": "netspectra.doors.distillation",
+    "expressivity": "netspectra.doors.distillation",
     "geometry": "netspectra.doors.geometry",
+    "change_points": "netspectra.doors.series",
     "interpret": "netspectra.doors.interpretation",
     "quantize": "netspectra.doors.quantization",
     "initialize_": "netspectra.doors.training",
