@@ -48,8 +48,8 @@ def must_fit(weights: Iterable[Weight]) -> None:
         weights: that will be in work.
 
     Raises:
-        EnvironmentFailure: twice its bytes, 24 an entry of its smaller square, what lies beside it and `BASE` are more than
-            `memory`.
+        EnvironmentFailure: twice its bytes, 24 an entry of its smaller square, what lies beside it and
+            `BASE` are more than `memory`.
     """
     there = memory()
     for weight in weights:

@@ -12,6 +12,7 @@ import platform
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -40,7 +41,9 @@ AHEAD = 2  # weights handed out for every processor, so that none waits for the 
 LOOK = 1.0  # seconds between two looks at how large the cluster is
 PACKAGES = ("netspectra", "torch", "numpy", "scipy")  # what decides on the numbers, must be the same everywhere
 SOCKETS = 30  # letters of a folder's name beyond which Ray's sockets in it would get too long a name
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+TOLD = 300  # letters of a message of Ray's that are shown
+# Of a cluster of this machine: loopback only, no lower priority than threads of this process would have.
+PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 # No usage statistics; a task that runs out of memory is not tried for ever; no warning of a change to come.
 ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": "3", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -215,6 +218,7 @@ def _connected(run: RayRun) -> Iterator[Any]:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             options = {"num_cpus": run.workers or cores(), "object_store_memory": STORE, "_temp_dir": folder}
             options |= {"include_dashboard": False}
+        undo.enter_context(_replaced("ray._private.worker", "print_to_stdstream", _tell))
         options |= {"namespace": "netspectra", "log_to_driver": False, "logging_level": "ERROR"}
         undo.callback(ray.shutdown)
         with _own_sigterm():
@@ -282,14 +286,27 @@ def _kept_to_itself() -> Iterator[None]:
     Whoever reaches Ray's ports can run code. Ray binds them to every interface unless its support for clusters is off
     (a constant, and a variable that its processes read); the token keeps other users of this machine out.
     """
-    constants = importlib.import_module("ray._private.ray_constants")
-    clusters = constants.ENABLE_RAY_CLUSTER
-    constants.ENABLE_RAY_CLUSTER = False
-    with _environment({LOOPBACK: "0", "RAY_AUTH_TOKEN": _token(), "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}):
-        try:
-            yield
-        finally:
-            constants.ENABLE_RAY_CLUSTER = clusters
+    settings = PRIVATE | {"RAY_AUTH_TOKEN": _token(), "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}
+    with _environment(settings), _replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextmanager
+def _replaced(module: str, name: str, value: Any) -> Iterator[None]:
+    """Another value for a global of Ray that has no setting."""
+    where = importlib.import_module(module)
+    before = getattr(where, name)
+    setattr(where, name, value)
+    try:
+        yield
+    finally:
+        setattr(where, name, before)
+
+
+def _tell(data: Mapping[str, Any], **how: Any) -> None:
+    """What Ray says of lost nodes and tasks, in a line on standard error; Ray itself prints it on standard output."""
+    for message in data["lines"]:
+        sys.stderr.write(f"ray: {' '.join(str(message).split())[:TOLD]}\n")
 
 
 @cache
