@@ -46,7 +46,7 @@ class _Unpacker(pickle.Unpickler):
         path, size = pid
         there = _size(path)
         if there != size:
-            found = "is not there" if there == MISSING else f"has {there} bytes, the driver's {size}"
+            found = "is not there" if there == MISSING else f"has {there} bytes, not the driver's {size},"
             raise EnvironmentFailure(
                 f"{path}: {found} on {platform.node()}. The checkpoint has to be at this path on every machine: "
                 "put it on a shared file system, or copy it to all"
