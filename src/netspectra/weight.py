@@ -262,6 +262,11 @@ class Weight:
         """Size of the tensor that is read for it, in memory."""
         return self.parameters * ITEMSIZE.get(self.part.ref.dtype, 8)
 
+    @property
+    def beside(self) -> int:
+        """Bytes that the work on it keeps besides: a partner's, where two are compared."""
+        return 0
+
     def operator(self, device: str | None = None) -> LinearOperator:
         """Load it, now, as a linear operator."""
         from netspectra.linalg.operator import BlockDiagonal, Dense

@@ -17,7 +17,7 @@ from netspectra.weight import Weight
 
 R = TypeVar("R")
 
-__all__ = ["LocalRun", "serial"]
+__all__ = ["LocalRun", "alone", "serial"]
 
 SLACK = 600 << 20
 MANY = 4  # workers beyond which a fixed budget would leave them idle
@@ -28,7 +28,7 @@ def serial(function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterat
     """One after another in this thread: the reference that every other engine must agree with."""
     with threads(1):
         for weight in weights:
-            yield weight, _widely(function, weight) if _alone(weight) else function(weight)
+            yield weight, _widely(function, weight) if alone(weight) else function(weight)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class LocalRun:
         with threads(1):
             pool = ThreadPoolExecutor(workers, "netspectra", _one_torch_thread)
             try:
-                yield from _drive(pool, function, [w for w in queue if not _alone(w)], budget, workers)
-                for giant in filter(_alone, queue):
+                yield from _drive(pool, function, [w for w in queue if not alone(w)], budget, workers)
+                for giant in filter(alone, queue):
                     yield giant, _widely(function, giant)  # in this thread: OpenBLAS does not widen for another
             finally:  # an interrupted run does not wait for the weights in work
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -64,12 +64,13 @@ class LocalRun:
 
 def _budget(queue: list[Weight], workers: int) -> int:
     """What the promise on memory allows; where many processors would stand idle under it, half of what there is."""
-    promised = max((working_set(w) + w.nbytes for w in queue), default=0) + SLACK
+    promised = max((working_set(w) + w.nbytes + w.beside for w in queue), default=0) + SLACK
     there = memory()
     return max(promised, there // 2) if workers > MANY and there < UNKNOWN else promised
 
 
-def _alone(weight: Weight) -> bool:
+def alone(weight: Weight) -> bool:
+    """Whether a weight is so large that it runs with nothing beside it and several threads of linear algebra."""
     return working_set(weight) - weight.nbytes > ALONE
 
 
@@ -93,7 +94,7 @@ def _drive(
     used, place = 0, 0
     while place < len(queue) or running:
         while place < len(queue) and len(running) < workers:
-            need = working_set(queue[place])
+            need = working_set(queue[place]) + queue[place].beside
             if running and used + need > budget:
                 break
             running[pool.submit(function, queue[place])] = queue[place]
@@ -101,5 +102,5 @@ def _drive(
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             weight = running.pop(future)
-            used -= working_set(weight)
+            used -= working_set(weight) + weight.beside
             yield weight, future.result()

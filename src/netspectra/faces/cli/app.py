@@ -21,7 +21,12 @@ app = typer.Typer(
     epilog="Start with: netspectra inspect CHECKPOINT, then netspectra analyze CHECKPOINT --html report.html",
 )
 
-PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint file or folder.", show_default=False)]
+PathArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH", help="Checkpoint: a file, a folder, an address (s3://...) or a hub id.", show_default=False
+    ),
+]
 Include = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Only weights whose name matches: glob, or re:REGEX.")
 ]
@@ -34,6 +39,15 @@ JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Wri
 CsvOut = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the metrics as CSV (- for stdout).")]
 Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", show_default="cpu")]
 Workers = Annotated[int, typer.Option(metavar="N", min=0, help="Weights in work at a time.", show_default="processors")]
+Engine = Annotated[
+    str, typer.Option("--engine", metavar="local|ray", help="Threads in this process, or processes of a Ray cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", help="Of a running Ray cluster, or auto.", show_default="one of this machine"
+    ),
+]
 RunOut = Annotated[
     Path | None, typer.Option("--run", metavar="FILE", help="Keep findings here as they come; given again, resume.")
 ]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from netspectra.analysis import Analysis
 from netspectra.errors import InputRefused, NotDecomposable
+from netspectra.linalg.lattice import form_of
 from netspectra.record import Record, Skipped
 from netspectra.run import Run
-from netspectra.run.cost import must_fit
 from netspectra.run.local import LocalRun
 from netspectra.verbs.analyze import AnalyzeOptions, measure
 from netspectra.verbs.compare.delta import ARITHMETIC, Delta, delta_of
 from netspectra.verbs.compare.lineage import Family, Vector, lineage
 from netspectra.verbs.compare.matching import Matching, Pair, as_float, match, match_names, others
 from netspectra.verbs.compare.result import Compared, Comparison
-from netspectra.verbs.compare.rounding import form_of
 from netspectra.verbs.rank import RANKED, rank
 from netspectra.weight import Selection, Source, TensorRef, Weight
 
@@ -80,18 +80,12 @@ def _one(
     found = match(ours, theirs)
     if options.include or options.exclude:  # what the other source has besides was not asked for
         found = replace(found, only_after=())
-    pairs = {id(_driver(pair)): pair for pair in found.pairs}
-    wanted = AnalyzeOptions(accuracy=options.accuracy)
-
-    def work(weight: Weight) -> Finding:
-        return _compared(pairs[id(weight)], wanted)
-
-    must_fit(map(_driver, found.pairs), lambda weight: _beside(pairs[id(weight)]))
+    work = [_Paired.of(pair) for pair in found.pairs]
     findings: dict[int, Finding] = {}
-    for weight, finding in run(work, [_driver(pair) for pair in found.pairs]):
+    for weight, finding in run(partial(_compared, options=AnalyzeOptions(accuracy=options.accuracy)), work):
         findings[id(weight)] = finding
         progress(weight)
-    rows = [findings[id(_driver(pair))] for pair in found.pairs]
+    rows = [findings[id(weight)] for weight in work]
     deltas = tuple(row[2] for row in rows if isinstance(row[2], Delta))
     unread = tuple(row[2] for row in rows if isinstance(row[2], Skipped))
     vectors, alone = _vectors(before, after, selection)
@@ -117,19 +111,33 @@ def _one(
     )
 
 
-def _driver(pair: Pair) -> Weight:
-    """The weight of the pair that a `Run` schedules by: the larger one."""
+@dataclass(frozen=True, eq=False, repr=False)
+class _Paired(Weight):
+    """A pair as a `Run` takes it: the larger weight of the two, which carries both along."""
+
+    pair: Pair | None = None
+
+    @classmethod
+    def of(cls, pair: Pair) -> _Paired:
+        larger = _larger(pair)
+        return cls(**{field.name: getattr(larger, field.name) for field in fields(larger)}, pair=pair)
+
+    @property
+    def beside(self) -> int:
+        """The partner, and both and their difference in float64."""
+        assert self.pair is not None
+        return min(self.pair.before.nbytes, self.pair.after.nbytes) + 24 * self.parameters
+
+
+def _larger(pair: Pair) -> Weight:
     return pair.after if pair.added == "before" else pair.before
 
 
-def _beside(pair: Pair) -> int:
-    """Bytes beside the driver's: the partner, and both and their difference in float64."""
-    return min(pair.before.nbytes, pair.after.nbytes) + 24 * _driver(pair).parameters
-
-
-def _compared(pair: Pair, options: AnalyzeOptions) -> Finding:
+def _compared(weight: Weight, options: AnalyzeOptions) -> Finding:
     """The work on one pair."""
-    one = measure(_driver(pair) if pair.added else pair.before, options)
+    assert isinstance(weight, _Paired) and weight.pair is not None
+    pair = weight.pair
+    one = measure(_larger(pair) if pair.added else pair.before, options)
     other = one if pair.added else measure(pair.after, options)
     if isinstance(one, Skipped) or isinstance(other, Skipped):
         lost = one if isinstance(one, Skipped) else other

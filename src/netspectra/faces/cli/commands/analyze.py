@@ -12,8 +12,10 @@ import typer
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import (
     ASKED_TO_FAIL,
+    Address,
     CsvOut,
     Device,
+    Engine,
     Exclude,
     FailOn,
     HtmlOut,
@@ -27,17 +29,20 @@ from netspectra.faces.cli.app import (
     Workers,
     app,
 )
+from netspectra.faces.cli.engine import engine as chosen
 from netspectra.faces.cli.output import export, tell_files, writable
 
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
+    from netspectra.run import Run
     from netspectra.weight import Source
 
 
 @app.command(
     epilog="Examples: netspectra analyze model.safetensors --html report.html   |   "
     "netspectra analyze ./checkpoint --include '*attn*' --rank 64 --json - | jq .summary   |   "
-    "netspectra analyze ./checkpoint --run job.run   (interrupted? the same line again resumes)"
+    "netspectra analyze ./checkpoint --run job.run   (interrupted? the same line again resumes)   |   "
+    "netspectra analyze /shared/checkpoint --run job.run --engine ray --address auto"
 )
 def analyze(
     path: PathArgument,
@@ -68,6 +73,12 @@ def analyze(
     ] = None,
     workers: Workers = 0,
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option("--gpus", metavar="SHARE", help="GPUs of a weight, on Ray with --device cuda.", show_default="1"),
+    ] = None,
     strict: Strict = False,
     fail_on: FailOn = None,
     quiet: Quiet = False,
@@ -95,7 +106,7 @@ def analyze(
         grid=grid,
         thorough=thorough,
         seed=seed,
-        workers=workers,
+        engine=chosen(engine, address, gpus, workers=workers, device=device, quiet=quiet),
         quiet=quiet,
         known=tuple(fail_on or ()),
     )
@@ -112,7 +123,7 @@ def analyzed(
     source: Source,
     *,
     run: Path | None = None,
-    workers: int = 0,
+    engine: Run | None = None,
     quiet: bool = False,
     known: Sequence[str] = (),
     **wanted: object,
@@ -128,29 +139,16 @@ def analyzed(
     options = AnalyzeOptions(**wanted)  # type: ignore[arg-type]
     selection = Selection(options.include, options.exclude)
     weights = [weight for weight in source.weights if selection.accepts(weight.name)]
-    check_device(options.device)
     keep = RunFile.create_or_resume(run, job(source, options)) if run else None
     try:
         with following(weights, quiet=quiet) as progress:
-            found = analyze(source, options, run=LocalRun(workers=workers), runfile=keep, progress=progress)
+            found = analyze(source, options, run=engine or LocalRun(), runfile=keep, progress=progress)
         if keep:
             keep.finish()
     finally:
         if keep:
             keep.close()
     return found
-
-
-def check_device(device: str | None) -> None:
-    """Refuse a device that is not there before any work."""
-    if device is None:
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as wrong:
-        raise InputRefused(f"--device {device}: {str(wrong).splitlines()[0][:160]}") from None
 
 
 def _known_verdicts(names: Sequence[str]) -> None:

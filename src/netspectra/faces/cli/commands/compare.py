@@ -10,7 +10,20 @@ import typer
 
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
-from netspectra.faces.cli.app import ASKED_TO_FAIL, CsvOut, Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.app import (
+    ASKED_TO_FAIL,
+    Address,
+    CsvOut,
+    Engine,
+    Exclude,
+    HtmlOut,
+    Include,
+    JsonOut,
+    PathArgument,
+    Quiet,
+    app,
+)
+from netspectra.faces.cli.engine import engine as chosen
 from netspectra.faces.cli.output import tell_files, writable, write
 
 
@@ -53,6 +66,8 @@ def compare(
     advise_lora: Annotated[
         bool, typer.Option("--advise-lora", help="Suggest a rank for each changed weight; with -o, begin an adapter.")
     ] = False,
+    engine: Engine = "local",
+    address: Address = None,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Compare checkpoints of any formats: what changed, how much, and whether one descends from the other."""
@@ -83,6 +98,8 @@ def compare(
         if html or csv or include or exclude or adapter or advise_lora or asked - set(CHANGED) or len(after) > 1:
             raise InputRefused("a run file keeps spectra, not weights: two of them can be compared, with --json and "
                                "--fail-on changed only; give checkpoints for the rest")  # fmt: skip
+        if engine != "local" or address is not None:
+            raise InputRefused("run files are compared at once: leave --engine out")
         if asked and asked != set(CHANGED):
             raise InputRefused("spectra tell no lineage: with run files only --fail-on changed can be asked")
         _spectra(before, after[0], json_out, bool(asked), quiet)
@@ -90,8 +107,9 @@ def compare(
     source, others = open_source(before), [open_source(path) for path in after]
     selection = Selection(options.include, options.exclude)
     weights = [w for w in source if selection.accepts(w.name)] * len(others)
+    run = chosen(engine, address, workers=0 if engine == "ray" else 1, quiet=quiet)
     with following(weights, quiet=quiet) as progress:
-        found = comparing(source, others, options, progress=progress)
+        found = comparing(source, others, options, run=run, progress=progress)
     for target, text in ((html, found.to_html), (json_out, found.to_json), (csv, found.to_csv)):
         if target is not None:
             write(target, text())

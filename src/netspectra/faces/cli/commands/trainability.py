@@ -55,7 +55,7 @@ def trainability(
 ) -> None:
     """Tell whether signals pass a deep network, and where along its depth they are lost or blow up."""
     writable(html, json_out)
-    from netspectra.faces.cli.commands.analyze import check_device
+    from netspectra.faces.cli.engine import check_device
     from netspectra.record import LEVELS
     from netspectra.verbs.train.rules import RULES
 
