@@ -1,4 +1,4 @@
-"""Digits: an MLP and a CNN to narrower students; four starts, the same training, accuracy along the way."""
+"""Digits: an MLP and a CNN to narrower students; five starts, the same training, accuracy along the way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from netspectra.verbs.distill.student import share_of, shrunk_copy
 from netspectra.verbs.distill.training import train
 
 CHECKS = (0, 10, 20, 40, 100, 200, 400)
-STARTS = ("random init", "random neurons", "random neurons, refitted", "pivoted QR, refitted")
+STARTS = ("random init", "random neurons", "random neurons, refitted", "pivoted QR, refitted", "forward, refitted")
 
 
 def mlp() -> nn.Sequential:
@@ -64,7 +64,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def start(name: str, teacher: nn.Module, batches: Sequence[Tensor], width: float, seed: int) -> nn.Module:
     """A student of this width, begun in this way."""
-    select = "pivoted" if name.startswith("pivoted") else "random"
+    select: Any = name.split()[0].strip(",") if not name.startswith("random") else "random"
     student = shrunk_copy(teacher, batches, share_of(width), select=select, refit="refitted" in name, seed=seed)
     if name == "random init":
         student = copy.deepcopy(student)
@@ -105,7 +105,7 @@ def measured(kind: str, quick: bool) -> dict[str, Any]:
                     if step in checks:
                         seen.append(accuracy(student, tx, ty))
 
-                train(student, teacher, batches, steps=checks[-1], rate=3e-3, objective="output", seed=seed, each=look)
+                train(student, teacher, batches, steps=checks[-1], rate=3e-3, objective="logits", seed=seed, each=look)
                 runs.setdefault((width, name), []).append(seen)
     for (width, name), seen in runs.items():
         columns = list(zip(*seen, strict=True))
@@ -125,18 +125,18 @@ def measured(kind: str, quick: bool) -> dict[str, Any]:
 
 
 def _marks(runs: dict[tuple[float, str], list[list[float]]], widths: Sequence[float], checks: Sequence[int]) -> Any:
-    """Steps until the pivoted start reaches what random init has at the end; its lead over random neurons at step 0."""
+    """Steps until forward selection's start has random init's last accuracy; its lead over other starts at step 0."""
     rows = []
     for width in widths:
         ends = [seen[-1] for seen in runs[width, "random init"]]
         needed = []
-        for seen, end in zip(runs[width, "pivoted QR, refitted"], ends, strict=True):
+        for seen, end in zip(runs[width, STARTS[-1]], ends, strict=True):
             needed.append(next((step for step, value in zip(checks, seen, strict=True) if value >= end), None))
         lead = {
             other: statistics.median(
-                a[0] - b[0] for a, b in zip(runs[width, "pivoted QR, refitted"], runs[width, other], strict=True)
+                a[0] - b[0] for a, b in zip(runs[width, STARTS[-1]], runs[width, other], strict=True)
             )
-            for other in STARTS[1:3]
+            for other in STARTS[1:4]
         }
         rows.append({"width": width, "steps needed": needed, "of": checks[-1], "lead at step 0": lead})
     return rows

@@ -72,11 +72,11 @@ def width(quick: bool) -> dict[str, Any]:
             share = {"neurons": 0.25, "heads": 0.5}[what] if chain.kind == what else 1.0
             return round(chain.width * share)
 
-        for name in ("random, cut", "random, refitted", "pivoted QR, refitted"):
-            select = "random" if name.startswith("random") else "pivoted"
+        for name in ("random, cut", "random, refitted", "pivoted QR, refitted", "forward, refitted"):
+            select: Any = name.split()[0].strip(",")
             began = time.process_time()
             losses = []
-            for seed in (0,) if select == "pivoted" or quick else (0, 1, 2):
+            for seed in (0,) if select != "random" or quick else (0, 1, 2):
                 student = shrunk_copy(model, few, widths, select=select, refit="refitted" in name, seed=seed)
                 losses.append(held.measure(student)["cosine"])
             row = {"what": what, "start": name, "cosine": losses}

@@ -42,7 +42,7 @@ def _digits(title: str, data: Mapping[str, Any]) -> str:
         for mark in data["marks"]
     ]
     second = ["width kept", "steps to random init's last accuracy, a seed", "of", "points above random neurons, cut",
-              "above random neurons, refitted"]  # fmt: skip
+              "above random neurons, refitted", "above pivoted QR"]  # fmt: skip
     teacher = statistics.median(data["teacher"])
     first = data["ranks"][0]
     ranks = ", ".join(f"{name}: {value:.0f}" for name, value in first["ranks"].items())

@@ -164,7 +164,7 @@ def test_refitted_output_is_the_least_squares_fit():
     assert float(mine.square().sum()) <= 1.01 * float(best.square().sum())
 
 
-def test_pivoted_selection_beats_random_selection():
+def test_forward_selection_beats_random_selection():
     teacher, batches = mlp(), data()
     x = torch.cat(batches)
 
@@ -306,14 +306,14 @@ def test_subspace_loss_ignores_what_the_teacher_does_not_use():
 # ---- linear algebra --------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 5), st.integers(0, 99), st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_group_losses_are_those_of_the_refits(count, size, m, seed):
+def test_group_losses_are_those_of_the_refits(count, size, m, seed, pivoted):
     draw = draws(seed)
     n = count * size
     x = torch.randn(3 * n, n, generator=draw).double()
     H, W = x.mT @ x / len(x), torch.randn(m, n, generator=draw).double()
-    found = group_order(W, H, size)
+    found = group_order(W, H, size, rule="pivoted" if pivoted else "forward")
     assert sorted(found.order.tolist()) == list(range(count))
     assert (np.diff(found.losses) <= 1e-9).all()
     for k in range(count + 1):
@@ -323,11 +323,26 @@ def test_group_losses_are_those_of_the_refits(count, size, m, seed):
         assert float(((D @ H) * D).sum()) == pytest.approx(found.losses[k], abs=1e-8 * found.losses[0])
 
 
-def test_groups_of_one_are_neurons():
+def test_forward_takes_the_best_next_group():
+    x = torch.randn(60, 12, generator=draws()).double() @ torch.randn(12, 12, generator=draws(3)).double()
+    W, H = torch.randn(3, 12, generator=draws(1)).double(), x.mT @ x
+    found = group_order(W, H, 3)
+
+    def loss(groups):
+        J = torch.cat([torch.arange(3 * g, 3 * g + 3) for g in groups])
+        D = W - torch.linalg.solve(H[J][:, J], H[J] @ W.mT).mT @ torch.eye(12, dtype=W.dtype)[J]
+        return float(((D @ H) * D).sum())
+
+    first = min(range(4), key=lambda g: loss([g]))
+    second = min((g for g in range(4) if g != first), key=lambda g: loss([first, g]))
+    assert found.order[:2].tolist() == [first, second]
+
+
+def test_pivoted_groups_of_one_are_neurons():
     x = torch.randn(60, 9, generator=draws()).double()
     W = torch.randn(4, 9, generator=draws(1)).double()
     H = x.mT @ x
-    assert torch.equal(group_order(W, H, 1).order, neuron_order(W, H).order)
+    assert torch.equal(group_order(W, H, 1, rule="pivoted").order, neuron_order(W, H).order)
     with pytest.raises(ValueError, match="groups"):
         group_order(W, H, 2)
 

@@ -32,7 +32,7 @@ def distill(
     ``.student(width=0.25, depth=3)`` gives a shrunk copy, ``.state_dict(your_student)`` the numbers for a module of
     your own, ``.loss(...)`` principal-subspace losses, ``.train(student, steps=...)`` a small training loop.
 
-        keep J by pivoted QR of the activations h;    W' = W H[:, J] H[J, J]^-1,    H = E[h h^T] about the mean
+        keep J by forward selection on y = W h;    W' = W H[:, J] H[J, J]^-1,    H = E[h h^T] about the mean
 
     Args:
         teacher: any module; it comes back untouched.
@@ -48,9 +48,9 @@ def distill(
     Raises:
         InputRefused: no data, no layers, or nothing of them selected.
 
-    Cost: two passes over the data, an eigendecomposition of every layer's input moments, one Cholesky a chain.
+    Cost: two passes over the data, an eigendecomposition of every layer's input moments, n^3 / 2 a chain of n units.
 
-    Reference: Businger & Golub 1965 (pivoted QR); Chee et al. 2022, arXiv 2206.11962 (neurons by it); Kornblith et al.
+    Reference: Chen, Billings & Luo 1989, doi:10.1080/00207178908953472 (forward selection); Kornblith et al.
     2019, arXiv 1905.00414 (CKA).
 
     >>> import torch, netspectra as ns

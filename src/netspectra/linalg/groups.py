@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from netspectra.linalg.features import FLOOR, least_squares
-from netspectra.linalg.neurons import neuron_order
 
-__all__ = ["GroupOrder", "group_order"]
+__all__ = ["GroupOrder", "Rule", "group_order"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +47,29 @@ class GroupOrder:
         return self.kept(k), least_squares(self.H[J][:, J], self.H[J] @ self.W.mT).mT
 
 
-def group_order(W: Tensor, H: Tensor, size: int) -> GroupOrder:
-    """Order groups of consecutive features by pivoted QR, a group at a time, each weighed by what its output is worth.
+Rule = Literal["forward", "pivoted"]
 
-        y = W x,    next group: the largest tr(W_g R_gg W_g^T),    R: H with the chosen groups projected out
 
-    ``size`` 1 is `netspectra.linalg.neurons.neuron_order`, where one pivoted Cholesky factorization does it all.
+def group_order(W: Tensor, H: Tensor, size: int, *, rule: Rule = "forward") -> GroupOrder:
+    """Order groups of consecutive features by what they tell of the output, those that are chosen already left out.
+
+        y = W x,    R = H with the chosen groups projected out
+        forward:  next group  argmax tr(W R_:g R_gg^+ R_g: W^T)    the largest fall of the error of y itself
+        pivoted:  next group  argmax tr(W_g R_gg W_g^T)            column-pivoted QR, weighed by what y makes of x_g
+
+    Forward selection looks at what remains to be explained of y, so it is far better where few groups are kept (digits,
+    4 of 256 neurons: accuracy .68 against .34 at the start, `benchmarks/distill`); pivoting spreads over x.
 
     Args:
         W: (m, n) output matrix, float64.
         H: (n, n) second moment of x; its covariance where the mean goes into a bias.
         size: features of a group; divides n.
+        rule: forward or pivoted.
 
-    Cost: n^3 / 3 + m n^2.
+    Cost: n^3 / 2 + m n^2 multiplications, as products with a vector.
 
-    Source: Businger & Golub 1965 for the pivoting, by blocks.
+    Source: Chen, Billings & Luo 1989, doi:10.1080/00207178908953472 (orthogonal least squares); Businger & Golub 1965
+    (pivoting).
 
     >>> H = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.5]]).double()
     >>> found = group_order(torch.ones(1, 3).double(), H, 1)
@@ -71,26 +79,40 @@ def group_order(W: Tensor, H: Tensor, size: int) -> GroupOrder:
     n = H.shape[0]
     if n % size:
         raise ValueError(f"{n} features are no groups of {size}")
-    if size == 1:
-        single = neuron_order(W, H)
-        return GroupOrder(single.order, single.losses, 1, W, H)
     count = n // size
-    R = H.clone()
-    left = torch.ones(count, dtype=torch.bool)
     floor = FLOOR * float(H.diagonal().max().clamp_min(torch.finfo(H.dtype).tiny))
-    columns = W.reshape(W.shape[0], count, size)
-    losses = [max(float(((W @ R) * W).sum()), 0.0)]
-    order: list[int] = []
-    for _ in range(count):
-        blocks = R.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        worth = torch.einsum("mgi,gij,mgj->g", columns, blocks, columns)
+    blocks = H.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()  # R_gg
+    seen = (W @ H).reshape(-1, count, size).transpose(0, 1).clone()  # W R_:g, a group at a time
+    columns = W.reshape(-1, count, size).transpose(0, 1)
+    L = torch.zeros((n, n), dtype=H.dtype, device=H.device)  # H = L L^T up to what is left
+    left = torch.ones(count, dtype=torch.bool, device=H.device)
+    losses, order = [max(float(((W @ H) * W).sum()), 0.0)], []
+    for step in range(count):
+        if rule == "forward":
+            worth = ((seen @ _inverses(blocks, floor)) * seen).sum((1, 2))
+        else:
+            worth = ((columns @ blocks) * columns).sum((1, 2))
         pick = int(torch.where(left, worth, -torch.inf).argmax())
-        order.append(pick)
-        left[pick] = False
         J = slice(pick * size, (pick + 1) * size)
-        block, seen = R[J, J], R[:, J].clone()
-        inverse = torch.linalg.pinv(block, hermitian=True, atol=floor)
-        effect = W @ seen
-        losses.append(max(losses[-1] - float(((effect @ inverse) * effect).sum()), 0.0))
-        R = R - seen @ inverse @ seen.mT
-    return GroupOrder(torch.tensor(order), np.array(losses), size, W, H)
+        inverse = _inverses(blocks[pick : pick + 1], floor)[0]
+        losses.append(max(losses[-1] - float(((seen[pick] @ inverse) * seen[pick]).sum()), 0.0))
+        known = L[:, : step * size]
+        values, vectors = torch.linalg.eigh(inverse)
+        new = (H[:, J] - known @ known[J].mT) @ (vectors * values.clamp_min(0).sqrt())
+        new.view(count, size, size)[~left] = 0.0  # what is chosen is explained, but for rounding
+        L[:, step * size : (step + 1) * size] = new
+        parts = new.view(count, size, size)
+        seen -= (seen[pick] @ (vectors * values.clamp_min(0).sqrt()))[None] @ parts.mT
+        blocks -= parts @ parts.mT
+        left[pick] = False
+        order.append(pick)
+    return GroupOrder(torch.tensor(order, device=H.device), np.array(losses), size, W, H)
+
+
+def _inverses(blocks: Tensor, floor: float) -> Tensor:
+    """Pseudo-inverses of positive semidefinite blocks (g, s, s); directions of less than ``floor`` count as gone."""
+    if blocks.shape[-1] == 1:
+        return torch.where(blocks > floor, 1 / blocks, torch.zeros_like(blocks))
+    values, vectors = torch.linalg.eigh(blocks)
+    scale = torch.where(values > floor, 1 / values, torch.zeros_like(values))
+    return (vectors * scale[:, None, :]) @ vectors.mT

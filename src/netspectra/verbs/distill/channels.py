@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from netspectra.forms.factors import is_conv1d
 from netspectra.forms.resized import bias_of, resized, sizes
 from netspectra.linalg.features import least_squares
-from netspectra.linalg.groups import GroupOrder, group_order
+from netspectra.linalg.groups import GroupOrder, Rule, group_order
 from netspectra.linalg.moments import shrunk
 from netspectra.live.batches import selected
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration, samples_in
@@ -126,13 +126,13 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).double().norm()) <= AGREE * float(b.double().norm())
 
 
-def chain_order(model: nn.Module, chain: Chain, calibration: Calibration) -> GroupOrder:
+def chain_order(model: nn.Module, chain: Chain, calibration: Calibration, rule: Rule = "forward") -> GroupOrder:
     """The chain's channels from the most to the least telling for its reader."""
     reader = model.get_submodule(chain.reader)
     moments = calibration.inputs[calibration.owner[chain.reader]]
     W = matrix(reader)
     A = moments.covariance if bias_of(reader) is not None else moments.second
-    return group_order(W, shrunk(A, SHRINKAGE), W.shape[1] // chain.width)
+    return group_order(W, shrunk(A, SHRINKAGE), W.shape[1] // chain.width, rule=rule)
 
 
 def narrow_(

@@ -176,7 +176,7 @@ class Distillation:
     ) -> nn.Module:
         """A shrunk copy of the teacher, ready to be trained; the teacher is not changed.
 
-        Units are chosen by pivoted QR of their activations, and each matrix that reads fewer of them is refitted.
+        Units are chosen one after another by what they tell of their reader's output, which is then refitted to them.
 
         Args:
             width: a share of every chain's units, or units by name (`widths` lists them); None: what is suggested.

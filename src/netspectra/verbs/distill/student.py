@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def shrunk_copy(
     batches: Sequence[Any],
     widths: Mapping[str, int] | Callable[[Chain], int],
     *,
-    select: str = "pivoted",
+    select: Literal["forward", "pivoted", "random"] = "forward",
     refit: bool = True,
     seed: int = 0,
     progress: Progress = lambda what, share: None,
@@ -86,7 +86,7 @@ def shrunk_copy(
         teacher: not changed.
         batches: what it is called with.
         widths: units to keep, by `Chain.name`; or a function that says so.
-        select: ``pivoted``, or ``random`` (to compare with).
+        select: ``forward``; ``pivoted`` or ``random`` to compare with.
         refit: least squares, or plain cutting (to compare with).
         seed: of random selection.
         progress: told what is done and its share.
@@ -109,7 +109,7 @@ def shrunk_copy(
         if not 1 <= wanted <= chain.width:
             raise InputRefused(f"{chain.name}: has {chain.width} {chain.kind}, cannot keep {wanted}")
         if wanted < chain.width:
-            order = chain_order(teacher, chain, found)
+            order = chain_order(teacher, chain, found, "forward" if select == "random" else select)
             keep = order.kept(wanted)
             if select == "random":
                 keep = torch.randperm(chain.width, generator=generator)[:wanted].sort().values
@@ -135,8 +135,9 @@ def initial_state(
 ) -> dict[str, Tensor]:
     """A ``state_dict`` for a student whose modules have the teacher's names: depths and widths are read off its shapes.
 
-    Layers that it lacks are those whose absence changes the teacher's output least; units are chosen by pivoted QR of
-    the activations, and every matrix that reads fewer units is the least-squares fit to the teacher's.
+    Layers that it lacks are those whose absence changes the teacher's output least; units are chosen one after another
+    by what they tell of the reader's output, and a matrix that reads fewer units is the least-squares fit to the
+    teacher's.
 
     Args:
         teacher: not changed.
