@@ -19,8 +19,8 @@ class GroupOrder:
     """Groups from the most to the least telling, and what keeping the first k of them loses.
 
     Attributes:
-        order: (g,) groups, best first: every prefix is a choice.
-        losses: (g + 1,) E|W x - W' x_J|^2 with the best W' on the first 0 ... g groups; descending.
+        order: (k,) groups, best first: every prefix is a choice.
+        losses: (k + 1,) E|W x - W' x_J|^2 with the best W' on the first 0 ... k groups; descending.
         size: features of a group.
         W: (m, g size).
         H: second moment of x, or its covariance.
@@ -50,7 +50,7 @@ class GroupOrder:
 Rule = Literal["forward", "pivoted"]
 
 
-def group_order(W: Tensor, H: Tensor, size: int, *, rule: Rule = "forward") -> GroupOrder:
+def group_order(W: Tensor, H: Tensor, size: int, *, rule: Rule = "forward", most: int | None = None) -> GroupOrder:
     """Order groups of consecutive features by what they tell of the output, those that are chosen already left out.
 
         y = W x,    R = H with the chosen groups projected out
@@ -65,6 +65,7 @@ def group_order(W: Tensor, H: Tensor, size: int, *, rule: Rule = "forward") -> G
         H: (n, n) second moment of x; its covariance where the mean goes into a bias.
         size: features of a group; divides n.
         rule: forward or pivoted.
+        most: groups to order; all by default.
 
     Cost: n^3 / 2 + m n^2 multiplications, as products with a vector.
 
@@ -80,33 +81,41 @@ def group_order(W: Tensor, H: Tensor, size: int, *, rule: Rule = "forward") -> G
     if n % size:
         raise ValueError(f"{n} features are no groups of {size}")
     count = n // size
+    most = count if most is None else min(most, count)
     floor = FLOOR * float(H.diagonal().max().clamp_min(torch.finfo(H.dtype).tiny))
-    blocks = H.reshape(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()  # R_gg
-    seen = (W @ H).reshape(-1, count, size).transpose(0, 1).clone()  # W R_:g, a group at a time
-    columns = W.reshape(-1, count, size).transpose(0, 1)
-    L = torch.zeros((n, n), dtype=H.dtype, device=H.device)  # H = L L^T up to what is left
+    groups = torch.arange(n, device=H.device).reshape(count, size)
+    blocks = H[groups[:, :, None], groups[:, None, :]]  # R_gg
+    WH = W @ H
+    seen = WH.reshape(-1, count, size).permute(1, 2, 0)  # (g, s, m)
+    told = seen @ seen.mT  # R_g: W^T W R_:g, a block a group
+    columns = W.reshape(-1, count, size).permute(1, 2, 0)
+    worths = columns @ columns.mT  # W_g^T W_g
+    L = torch.zeros((n, most * size), dtype=H.dtype, device=H.device)  # H = L L^T up to what is left
+    WL = torch.zeros((len(W), most * size), dtype=H.dtype, device=H.device)
     left = torch.ones(count, dtype=torch.bool, device=H.device)
-    losses, order = [max(float(((W @ H) * W).sum()), 0.0)], []
-    for step in range(count):
-        if rule == "forward":
-            worth = ((seen @ _inverses(blocks, floor)) * seen).sum((1, 2))
-        else:
-            worth = ((columns @ blocks) * columns).sum((1, 2))
+    losses, order = [max(float((WH * W).sum()), 0.0)], []
+    for step in range(most):
+        pair = (told, _inverses(blocks, floor)) if rule == "forward" else (worths, blocks)
+        worth = (pair[0] * pair[1]).sum((1, 2))
         pick = int(torch.where(left, worth, -torch.inf).argmax())
-        J = slice(pick * size, (pick + 1) * size)
-        inverse = _inverses(blocks[pick : pick + 1], floor)[0]
-        losses.append(max(losses[-1] - float(((seen[pick] @ inverse) * seen[pick]).sum()), 0.0))
-        known = L[:, : step * size]
-        values, vectors = torch.linalg.eigh(inverse)
-        new = (H[:, J] - known @ known[J].mT) @ (vectors * values.clamp_min(0).sqrt())
-        new.view(count, size, size)[~left] = 0.0  # what is chosen is explained, but for rounding
-        L[:, step * size : (step + 1) * size] = new
-        parts = new.view(count, size, size)
-        seen -= (seen[pick] @ (vectors * values.clamp_min(0).sqrt()))[None] @ parts.mT
-        blocks -= parts @ parts.mT
+        J, done = groups[pick], step * size
+        values, vectors = torch.linalg.eigh(blocks[pick])
+        root = vectors * torch.where(values > floor, values, torch.inf).rsqrt()  # root root^T = R_gg^+
+        new = (H[:, J] - L[:, :done] @ L[J, :done].mT) @ root
+        new[groups[~left].flatten()] = 0.0  # what is chosen is explained, but for rounding
+        effect = W @ new  # (m, s)
+        # W R loses effect new^T, and with it every block of its square
+        along = effect.mT @ WH - (effect.mT @ WL[:, :done]) @ L[:, :done].mT
+        along = along.reshape(size, count, size).permute(1, 2, 0)
+        parts = new.reshape(count, size, size)
+        mixed = along @ parts.mT
+        told = told - mixed - mixed.mT + parts @ (effect.mT @ effect) @ parts.mT
+        blocks = blocks - parts @ parts.mT
+        L[:, done : done + size], WL[:, done : done + size] = new, effect
+        losses.append(max(losses[-1] - float(effect.square().sum()), 0.0))
         left[pick] = False
         order.append(pick)
-    return GroupOrder(torch.tensor(order, device=H.device), np.array(losses), size, W, H)
+    return GroupOrder(torch.tensor(order, device=H.device, dtype=torch.long), np.array(losses), size, W, H)
 
 
 def _inverses(blocks: Tensor, floor: float) -> Tensor:

@@ -126,13 +126,15 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).double().norm()) <= AGREE * float(b.double().norm())
 
 
-def chain_order(model: nn.Module, chain: Chain, calibration: Calibration, rule: Rule = "forward") -> GroupOrder:
-    """The chain's channels from the most to the least telling for its reader."""
+def chain_order(
+    model: nn.Module, chain: Chain, calibration: Calibration, rule: Rule = "forward", most: int | None = None
+) -> GroupOrder:
+    """The chain's units from the most to the least telling for its reader; ``most`` of them."""
     reader = model.get_submodule(chain.reader)
     moments = calibration.inputs[calibration.owner[chain.reader]]
     W = matrix(reader)
     A = moments.covariance if bias_of(reader) is not None else moments.second
-    return group_order(W, shrunk(A, SHRINKAGE), W.shape[1] // chain.width, rule=rule)
+    return group_order(W, shrunk(A, SHRINKAGE), W.shape[1] // chain.width, rule=rule, most=most)
 
 
 def narrow_(

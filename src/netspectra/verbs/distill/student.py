@@ -109,7 +109,7 @@ def shrunk_copy(
         if not 1 <= wanted <= chain.width:
             raise InputRefused(f"{chain.name}: has {chain.width} {chain.kind}, cannot keep {wanted}")
         if wanted < chain.width:
-            order = chain_order(teacher, chain, found, "forward" if select == "random" else select)
+            order = chain_order(teacher, chain, found, "pivoted" if select == "random" else select, wanted)
             keep = order.kept(wanted)
             if select == "random":
                 keep = torch.randperm(chain.width, generator=generator)[:wanted].sort().values
