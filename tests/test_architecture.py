@@ -10,7 +10,7 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
 MIDDLE = GROUND | {"metrics", "weight", "run"} | {"runfile", "verdicts", "analysis", "figures", "checkpoint"}
-MIDDLE |= {"aggregate", "depth", "findings", "methods", "forms", "plan"}
+MIDDLE |= {"aggregate", "depth", "findings", "history", "timeline", "methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -25,6 +25,8 @@ ALLOWED = {
     "checkpoint": GROUND | {"weight"},
     "findings": GROUND,
     "runfile": GROUND | {"findings", "runfile"},
+    "history": GROUND | {"findings", "runfile"},
+    "timeline": GROUND | {"findings", "runfile", "history", "analysis", "report"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND | {"metrics", "report"},
     "methods": GROUND | {"methods"},

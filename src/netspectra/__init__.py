@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from netspectra.doors.comparison import compare
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.monitoring import Monitor
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from netspectra.live.penalties import OrthogonalityPenalty, SpectralPenalty
     from netspectra.plan import Plan
     from netspectra.sources import open
+    from netspectra.timeline import Timeline
     from netspectra.verbs.compare.result import Comparison
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
@@ -42,8 +44,12 @@ if TYPE_CHECKING:
     from netspectra.verbs.train.initialization import Initialization
     from netspectra.verbs.train.lipschitz import lipschitz
     from netspectra.verbs.train.normalize import normalize_, spectral_norm
+    from netspectra.verbs.watch.alarms import Alarm, AlarmRaised
+    from netspectra.verbs.watch.options import MonitorOptions
 
 __all__ = [
+    "Alarm",
+    "AlarmRaised",
     "Analysis",
     "Comparison",
     "CompressOptions",
@@ -51,12 +57,15 @@ __all__ = [
     "Geometry",
     "Initialization",
     "InputRefused",
+    "Monitor",
+    "MonitorOptions",
     "NetspectraError",
     "NotDecomposable",
     "OrthogonalityPenalty",
     "Plan",
     "SpectralPenalty",
     "Spectrum",
+    "Timeline",
     "Trainability",
     "__version__",
     "analyze",
@@ -85,6 +94,7 @@ _HOME = {
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
     "geometry": "netspectra.doors.geometry",
+    "Monitor": "netspectra.doors.monitoring",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",
@@ -108,6 +118,10 @@ _HOME = {
     "lipschitz": "netspectra.verbs.train.lipschitz",
     "normalize_": "netspectra.verbs.train.normalize",
     "spectral_norm": "netspectra.verbs.train.normalize",
+    "Alarm": "netspectra.verbs.watch.alarms",
+    "AlarmRaised": "netspectra.verbs.watch.alarms",
+    "MonitorOptions": "netspectra.verbs.watch.options",
+    "Timeline": "netspectra.timeline",
 }
 
 
