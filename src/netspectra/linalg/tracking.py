@@ -140,10 +140,8 @@ class LeadingValues:
         found = {}
         for name, row, u, w in zip(matrices, back, values, values[len(left) :], strict=False):
             found[name] = w / u if u > 0 else u
-            if 0 < w < float("inf"):
+            if 0 < w < float("inf"):  # else there is nothing to go on from
                 self._rows[name] = row / w
-            else:  # nothing to go on from: begin again
-                self._rows.pop(name)
         return found
 
 

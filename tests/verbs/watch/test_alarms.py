@@ -73,7 +73,7 @@ def test_a_healthy_training_is_left_in_peace(make):
 def test_an_alarm_ends_the_training_on_request(tmp_path):
     net = plain(seed=3)
     with (
-        pytest.raises(ns.AlarmRaised, match="blow-up: .*smaller learning rate") as raised,
+        pytest.raises(ns.AlarmRaised, match=r"blow-up: .*smaller learning rate") as raised,
         ns.Monitor(net[0], tmp_path / "a.run", optimizer=net[1], budget=None, raise_on="error"),
     ):
         train(net, 200, before=blow_up)

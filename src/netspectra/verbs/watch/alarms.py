@@ -198,7 +198,7 @@ def _stale(recent: Recent) -> Iterator[Found]:
             yield name, "its running statistics are not finite", {}
             continue
         same = [at for at, before in held if before.count == state.count]
-        if step != recent.now or step - same[0] < THRESHOLDS["stale steps"] or not state.trains:
+        if step - same[0] < THRESHOLDS["stale steps"] or not state.trains:
             continue
         mode = "training" if state.training else "eval"
         yield name, f"its running statistics have not moved for {step - same[0]} steps, in {mode} mode", {
