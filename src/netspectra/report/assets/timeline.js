@@ -23,7 +23,11 @@ const log10 = (value) => (value > 0 ? Math.log10(value) : null);
 /** A panel with a title and an empty chart that draws itself when seen. */
 function panel(title, name, make, { low = false, hint = null } = {}) {
   const node = el("div", { class: low ? "chart low" : "chart" });
-  charts.add(node, name, make);
+  charts.add(node, name, () => {
+    const made = make();
+    made.layout.uirevision = "kept"; // a zoom stays when new data come
+    return made;
+  });
   return el("div", { class: "panel" }, el("h3", {}, title, hint ? el("small", {}, hint) : null), node);
 }
 
@@ -278,7 +282,27 @@ function drawAll() {
   drawLayer();
 }
 
-/** Ask the server for what is new; draw again only what has changed. */
+/** What the page is built from, beside the numbers in its charts. */
+const plan = (found) => JSON.stringify(found.map((run) => [run.name, run.weights.map((weight) => [weight.name, weight.spectra.length > 0, weight.gradients.length > 0, weight.updates.length > 0]), Object.keys(run.notes)]));
+
+/** Take newer data in: charts that stand are drawn anew in place, the page only where its plan has changed. */
+function update(fresh) {
+  if (plan(fresh) !== plan(runs)) {
+    runs = fresh;
+    drawAll();
+    return;
+  }
+  const alarms = JSON.stringify(runs.map((run) => run.alarms)) !== JSON.stringify(fresh.map((run) => run.alarms));
+  runs.forEach((run, i) => {
+    run.weights.forEach((weight, w) => Object.assign(weight, fresh[i].weights[w]));
+    Object.assign(run, { ...fresh[i], weights: run.weights });
+  });
+  drawFigures();
+  if (alarms) drawAlarms();
+  charts.refreshAll();
+}
+
+/** Ask the server for what is new. */
 async function follow() {
   const status = byId("live");
   status.hidden = false;
@@ -288,9 +312,8 @@ async function follow() {
     try {
       const answer = await fetch(address(seen), { cache: "no-store" });
       if (answer.status === 200) {
-        runs = (await answer.json()).runs;
+        update((await answer.json()).runs);
         seen = runs[0]?.state?.seconds ?? -1;
-        drawAll();
       } else if (answer.status !== 204) throw new Error(String(answer.status));
       const now = runs[0]?.state;
       status.textContent = now?.ended ? "ended" : `live, step ${whole(now?.step ?? 0)}`;

@@ -12,6 +12,7 @@ FILES = (
     "analyze",
     "compare",
     "report",
+    "watch",
     "geometry",
     "trainability",
     "compress",
