@@ -304,6 +304,8 @@ def _explained(path: Path, wrong: sqlite3.DatabaseError) -> Exception:
     text = str(wrong)
     if any(sign in text for sign in ("not a database", "no such table", "malformed", "Could not decode")):
         return InputRefused(f"{path}: not a netspectra run file ({text}). Name another file")
+    if wrong.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:  # a journal is a file of its own, that names others
+        return EnvironmentFailure(f"{path}: its job was killed while writing. Run the job again: it restores the file")
     if "locked" in text:
         return EnvironmentFailure(f"{path}: another process is writing this run file. Wait for it, or name another")
     return EnvironmentFailure(f"{path}: {text}")

@@ -85,6 +85,29 @@ def test_killed_at_random_moments(tmp_path, kills):
     assert [name for name in counts["left"] if not name.startswith(".netspectra-")] == ["job.run"]
 
 
+STOPPED = """
+import os, sqlite3, sys
+run = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in ("PRAGMA journal_mode=DELETE", "PRAGMA cache_size=1", "BEGIN"):
+    run.execute(statement)
+run.executemany("INSERT INTO meta VALUES (?, ?)", ((f"key{k}", '"' + "x" * 3000 + '"') for k in range(500)))
+os._exit(0)
+"""
+
+
+def test_a_reader_rolls_no_journal_back(tmp_path):
+    """A journal can name other files for SQLite to remove, so only the job that writes the file may use it."""
+    checkpoint, path = write_sharded(tmp_path / "ckpt"), tmp_path / "job.run"
+    want = ns.analyze(checkpoint, runfile=path).to_json()
+    subprocess.run([sys.executable, "-c", STOPPED, str(path)], check=True, timeout=60)
+    before = path.read_bytes()
+    with pytest.raises(ns.EnvironmentFailure, match="killed while writing"):
+        RunFile.read(path)
+    assert path.read_bytes() == before
+    assert ns.analyze(checkpoint, runfile=path).to_json() == want
+    RunFile.read(path).close()
+
+
 RACE = """
 import json, os, sys, time
 import netspectra as ns, netspectra.verbs.analyze

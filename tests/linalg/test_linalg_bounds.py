@@ -9,6 +9,7 @@ import torch
 
 import oracles
 from netspectra.linalg import gram as gram_module
+from netspectra.linalg import triangle as triangle_module
 from netspectra.linalg import values as values_module
 from netspectra.linalg.matrix import binary_exponent
 from netspectra.linalg.spectrum import Spectrum
@@ -24,6 +25,7 @@ def small_matrices_take_every_route(monkeypatch: pytest.MonkeyPatch, request: py
     monkeypatch.setattr(values_module, "POLISH_FROM", {False: 8, True: 8})
     ours = request.param == "reduced by us"
     monkeypatch.setattr(gram_module, "REDUCED_FROM", 8 if ours else 10**9)
+    monkeypatch.setattr(triangle_module, "LARGE", 8 if ours else 10**9)
 
 
 def worst(A: torch.Tensor, truth: np.ndarray, accuracy: float, stored: str) -> tuple[float, Spectrum]:
