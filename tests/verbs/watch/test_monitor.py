@@ -253,7 +253,7 @@ def test_the_budget_is_kept(tmp_path):
         share = monitor.overhead
     lanes = Timeline.read(tmp_path / "a.run").state["lanes"]
     assert share < 0.03  # 1 % and what a step itself takes; other processes disturb the clock
-    assert lanes["cheap"]["gap"] > 1  # it was spaced out, and says so
+    assert 2 <= lanes["cheap"]["looks"] < 400  # spaced out
 
 
 def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
