@@ -22,11 +22,12 @@ __all__ = ["RULES", "THRESHOLDS", "Alarm", "AlarmRaised", "AlarmRule", "suspects
 THRESHOLDS: dict[str, float] = {
     "growth": 4.0,  # times as large as within the last `growth steps`
     "growth steps": 50,
-    "growth of zero": 30.0,  # the same for weights that began at, or near, zero
+    "growth of zero": 30.0,  # the same for weights that began at, or near, zero, in their first `zero steps`
+    "zero steps": 150,
     "rank": 1.5,  # stable rank
     "rank fall": 4.0,  # times below the largest so far
-    "tail": 0.02,  # share of the energy beyond the leading values
-    "tail fall": 8.0,  # times below what it was at first
+    "tail": 0.1,  # share of the energy beyond the leading values
+    "tail fall": 4.0,  # times below what it was at first
     "collapse from": 16,  # min(m, n)
     "dead steps": 15,  # without any gradient
     "lost": 1e-7,  # gradient over weight, relative to the largest of the network
@@ -131,9 +132,10 @@ def _blow_up(recent: Recent) -> Iterator[Found]:
     frobenius = recent.frobenius[-1]
     # a weight that begins at zero grows by any factor: it is measured by what the others are
     usual = 0.1 * float(np.partition(recent.sigma[-count], len(now) // 2)[len(now) // 2])
-    small = before < usual
+    young = recent.began is not None and recent.now - recent.began < THRESHOLDS["zero steps"]
+    small = (before < usual) | recent.zero if young else before < usual
     limit = np.where(small, THRESHOLDS["growth of zero"], THRESHOLDS["growth"])
-    floor = np.where(small, usual, before)
+    floor = np.where(small, np.fmax(usual, before), before)
     with np.errstate(invalid="ignore"):
         grown = (now > limit * floor) & (floor > 0) & np.isfinite(now) & np.isfinite(frobenius)
     for place in np.flatnonzero(grown).tolist():

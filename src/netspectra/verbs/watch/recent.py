@@ -72,6 +72,7 @@ class Recent:
         rank_most: (W,) the largest so far.
         norms: by the name of a normalization layer, its buffers at the last looks, as (step, state).
         began: the step of the first look.
+        zero: (W,) which weights were zero, or next to it, at the first look.
         pairs: positions of the query and the key matrix of each attention.
     """
 
@@ -90,6 +91,7 @@ class Recent:
         self.tail, self.tail_first = (np.full(len(self.names), np.nan) for _ in range(2))
         self.tail_step = np.full(len(self.names), -1)
         self.pairs = pairs(self.names)
+        self.zero = np.zeros(len(self.names), dtype=bool)
         self.rank = np.full(len(self.names), np.nan)
         self.rank_most = np.zeros(len(self.names))
 
@@ -98,7 +100,9 @@ class Recent:
         self._rank(frobenius, sigma)
         if self.sigma:
             sigma = np.where(np.isnan(sigma), self.sigma[-1], sigma)
-        self.began = step if self.began is None else self.began
+        if self.began is None:
+            self.began = step
+            self.zero = frobenius < 1e-3 * float(np.fmax.reduce(frobenius))
         for held, new in ((self.steps, step), (self.frobenius, frobenius), (self.sigma, sigma)):
             held.append(new)  # type: ignore[arg-type]
         self.gradient.append(gradient)
