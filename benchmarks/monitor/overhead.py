@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,13 +47,21 @@ def nothing(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) ->
     yield lambda step, loss: None
 
 
+@dataclass
+class Silent:
+    """Does nothing after a step: the monitor follows the optimizer."""
+
+    monitor: Monitor
+
+    def __call__(self, step: int, loss: torch.Tensor) -> None:
+        pass
+
+
 def monitored(**options: Any) -> Peer:
     @contextmanager
     def peer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Iterator[Follow]:
         with Monitor(model, folder / "a.run", optimizer=optimizer, **options) as monitor:
-            follow: Any = lambda step, loss: None
-            follow.monitor = monitor
-            yield follow
+            yield Silent(monitor)
 
     return peer
 
@@ -160,7 +169,8 @@ def page(found: dict[str, Any]) -> str:
         rows.append([PEERS[name][0], f"{1e3 * median(times):.1f} ms", spread, "" if own is None else f"{own:.2%}"])
     head = ("", "CPU time a step, median", "more than none, round by round", "by its own clock")
     looks = "; ".join(
-        f"{name}: " + ", ".join(f"{lane} {told['looks']} looks, last gap {told['gap']:.0f} steps" for lane, told in of.items())
+        f"{name}: " + ", ".join(f"{lane} {told['looks']} looks, last gap {told['gap']:.0f} steps"
+                                for lane, told in of.items())
         for name, of in found["looks"].items()
     )  # fmt: skip
     return "\n\n".join([

@@ -34,7 +34,7 @@ class Monitor(Watcher):
         model: any module.
         run: the run file to write; None keeps none.
         every: steps between two cheap looks.
-        sinks: functions of (step, numbers by name), such as those of `netspectra.sinks`.
+        sinks: functions of (step, numbers by name), such as those of `netspectra.faces.sinks`.
         optimizer: followed, a step each time it makes one; without it call ``monitor.step()`` after each.
         on_alarm: called with each `Alarm`.
         resume: go on in a run file that is there.
