@@ -11,7 +11,7 @@ from benchmarks.results import table
 from netspectra import Monitor
 
 WITHIN = 50  # steps
-HEALTHY = 500
+HEALTHY = 400
 ENDS = 0.0  # full spectra at begin and end tell of no fault
 
 

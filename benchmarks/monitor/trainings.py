@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-BATCH = 128
+BATCH = 256
 
 
 @cache
@@ -48,7 +48,7 @@ class Training:
         return float(loss.detach())
 
 
-def mlp(activation: type[nn.Module], width: int = 192, depth: int = 5) -> nn.Sequential:
+def mlp(activation: type[nn.Module], width: int = 320, depth: int = 5) -> nn.Sequential:
     inner = [layer for _ in range(depth - 2) for layer in (nn.Linear(width, width), activation())]
     return nn.Sequential(nn.Linear(64, width), activation(), *inner, nn.Linear(width, 10))
 
@@ -56,7 +56,7 @@ def mlp(activation: type[nn.Module], width: int = 192, depth: int = 5) -> nn.Seq
 class Rows(nn.Module):
     """A small transformer that reads an image row by row."""
 
-    def __init__(self, width: int = 64, layers: int = 3) -> None:
+    def __init__(self, width: int = 48, layers: int = 2) -> None:
         super().__init__()
         self.embed = nn.Linear(8, width)
         self.places = nn.Parameter(0.02 * torch.randn(8, width))

@@ -1,6 +1,6 @@
 """Where a monitor's numbers can go besides its run file: TensorBoard, Weights & Biases, MLflow, trackio.
 
-Each is a function of (step, numbers by name), made by the function of its name; the package is imported when it is made.
+Each is a function of (step, numbers by name), made by the function of its name; its package is imported then.
 """
 
 from __future__ import annotations

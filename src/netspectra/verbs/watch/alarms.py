@@ -79,6 +79,7 @@ class AlarmRaised(NetspectraError):
 
 
 SUSPECT = 3.0  # a stable rank that is worth a look at the leading values
+AGAIN = 8  # steps until the next one
 Found = tuple[str, str, dict[str, Any]]  # name, sentence, evidence
 
 
@@ -111,7 +112,7 @@ class AlarmRule:
 
 def suspects(recent: Recent) -> list[int]:
     """Weights whose stable rank has just fallen: worth a look at their leading values before it is due."""
-    rank, old = recent.rank, recent.tail_step < recent.now - THRESHOLDS["growth steps"] / 3
+    rank, old = recent.rank, recent.tail_step < recent.now - AGAIN
     fallen = rank < np.minimum(recent.rank_most / 3, SUSPECT)
     known = np.isnan(recent.tail) | (recent.tail > THRESHOLDS["tail"])
     return np.flatnonzero(fallen & old & known & (recent.sizes >= THRESHOLDS["collapse from"])).tolist()

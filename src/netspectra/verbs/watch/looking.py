@@ -70,15 +70,18 @@ class Eyes:
         """A cheap look for its cost alone."""
         return self.cheap(places, all_norms=True)
 
-    def leading(self, places: Sequence[int]) -> dict[int, np.ndarray]:
-        """The leading singular values of these weights, by position; none of block-diagonal ones."""
+    def leading(self, places: Sequence[int], *, steps: int = 1) -> dict[int, np.ndarray]:
+        """The leading singular values of these weights, by position; none of block-diagonal ones.
+
+        More ``steps`` of iteration where the weight may have changed much since the last look.
+        """
         found = {}
         with torch.no_grad():
             for place in places:
                 matrix = self.watched[place].matrix()
                 if matrix.dim() == 2 and matrix.numel() and bool(torch.isfinite(matrix).all()):
                     tracker = self._trackers.setdefault(place, Tracker(self.options.leading, seed=self.options.seed))
-                    seen = tracker.look(matrix)
+                    seen = tracker.look(matrix, steps=None if tracker.rows is None else steps)
                     found[place] = seen.S.double().cpu().numpy()
                     self._leading.adopt(str(place), seen.Vh[0])
         return found

@@ -30,8 +30,8 @@ from netspectra.weight import Selection, Source, Weight
 
 __all__ = ["Sink", "Watcher"]
 
-# Of the budget, what each kind of look may take.
-SHARES = {"cheap": 0.6, "leading": 0.15, "spectra": 0.25}
+# Of the budget, what each kind of look may take; a tenth is left for what surrounds them.
+SHARES = {"cheap": 0.65, "leading": 0.125, "spectra": 0.125}
 FULL_WITHOUT_BUDGET = 500  # steps between full spectra where neither budget nor steps are given
 FLUSH = 1.0  # seconds of findings that a kill can lose
 CALM = 3  # looks without a word after which an alarm has ended
@@ -78,6 +78,9 @@ class Watcher:
             [f.weight.kind for f in self._watched],
             np.array([min(f.weight.shape) for f in self._watched]),
         )
+        # what others do on this machine is not counted: on the CPU time is the thread's own
+        on_cpu = all(p.device.type == "cpu" for held in self._watched for p in held.parameters)
+        self._clock = time.thread_time if on_cpu else time.perf_counter
         self._history: History | None = None
         self._mail: Mail | None = None
         self._hook: Any = None
@@ -109,7 +112,7 @@ class Watcher:
         """
         if self._running or self._ended:
             raise InputRefused("a monitor watches one training: make a new one for the next")
-        begun = time.perf_counter()
+        begun = self._clock()
         self._mail = mail()
         rank, world = (self._mail.rank, self._mail.world) if self._mail else (0, 1)
         self._places = list(range(len(self._watched)))[rank::world]
@@ -124,14 +127,14 @@ class Watcher:
         if self._path is not None and rank == 0:
             step = self._open(Path(self._path), step)
         self.steps, self._first, self._running = step, step, True
-        self._own, self._began, self._flushed, self._unpaid = 0.0, begun, begun, 0.0
+        self._own, self._began, self._flushed, self._unpaid = 0.0, begun, time.monotonic(), 0.0
         for lane in self._lanes.values():
             lane.due = step + lane.every
         self._first_looks()
         self._all_spectra()
         if self._optimizer is not None:
             self._hook = self._optimizer.register_step_post_hook(lambda *_: self.step())
-        self._left = time.perf_counter()
+        self._left = self._clock()
         self._aside = self._left - begun  # the begin and the end are beside the budget
         self._sleep()
         self._flush(force=True)
@@ -141,9 +144,9 @@ class Watcher:
         self._cheap()
         self._leading(self._places)
         for lane, look in (("cheap", self._eyes.cheap_again), ("leading", self._eyes.leading)):
-            begun = time.perf_counter()
+            begun = self._clock()
             look(self._places)
-            self._lanes[lane].cost = time.perf_counter() - begun
+            self._lanes[lane].cost = self._clock() - begun
 
     def finish(self, *, spectra: bool = True) -> None:
         """Take the last look, close the run file. May be called again."""
@@ -154,7 +157,7 @@ class Watcher:
             self._hook.remove()
         self._forget()
         try:
-            begun = time.perf_counter()
+            begun = self._clock()
             if spectra:
                 if self._lanes["cheap"].last != self.steps:
                     self._cheap()
@@ -164,7 +167,7 @@ class Watcher:
             for place, finding, seen in self._active.values():
                 if self._history and seen < self.steps:
                     self._history.end_event(place, finding, seen)
-            self._aside += time.perf_counter() - begun
+            self._aside += self._clock() - begun
         finally:
             self._flush(force=True)
             if self._history is not None:
@@ -182,13 +185,13 @@ class Watcher:
             step: its number where the monitor is not to count by itself.
             notes: numbers to keep beside the looks: ``loss=loss``; read only when there is a look.
         """
-        begun = time.perf_counter()
+        begun = self._clock()
         if not self._running:
             raise InputRefused("the monitor is not running: use it as a context manager, or call start()")
         self.steps = self.steps + 1 if step is None else step
         if notes:
             self.note(**notes)
-        self._unpaid += begun - self._left
+        self._unpaid += max(0.0, begun - self._left)
         try:
             if self.steps >= self._wake_step or self._unpaid >= self._wake_seconds:
                 for lane in self._lanes.values():
@@ -197,7 +200,7 @@ class Watcher:
                 self._look()
                 self._sleep()
         finally:
-            self._left = time.perf_counter()
+            self._left = self._clock()
             self._own += self._left - begun
 
     def _sleep(self) -> None:
@@ -253,11 +256,11 @@ class Watcher:
         self._remembered.clear()
 
     def _timed(self, lane: str, look: Callable[[], None]) -> None:
-        begun = time.perf_counter()
+        begun = self._clock()
         try:
             look()
         finally:
-            self._lanes[lane].looked(self.steps, time.perf_counter() - begun)
+            self._lanes[lane].looked(self.steps, self._clock() - begun)
 
     def _cheap(self) -> None:
         first = self._mail is None or self._mail.rank == 0
@@ -275,12 +278,12 @@ class Watcher:
             self._tell(numbers, notes)
         doubtful = [place for place in suspects(self._recent) if place in self._places]
         if doubtful:
-            self._leading(doubtful)
+            self._leading(doubtful, steps=4)
         self._raise_alarms()
         self._flush()
 
-    def _leading(self, places: Sequence[int]) -> None:
-        found = self._eyes.leading(places)
+    def _leading(self, places: Sequence[int], *, steps: int = 1) -> None:
+        found = self._eyes.leading(places, steps=steps)
         numbers = np.full((len(self._watched), self.options.leading), np.nan)
         for place, values in found.items():
             numbers[place, : len(values)] = values
@@ -295,7 +298,7 @@ class Watcher:
 
     def _spectrum(self) -> None:
         """The full spectrum of the next weight of the round, charged by what it takes."""
-        begun = time.perf_counter()
+        begun = self._clock()
         place, lane = self._round.pop(0), self._lanes["spectra"]
         held = self._watched[place]
         operations = self._keep_full(place, held.weight)
@@ -304,7 +307,7 @@ class Watcher:
         if self.options.updates and self._running and self.steps > self._first:
             self._remember([place])
             self._awaited.append(place)
-        seconds = time.perf_counter() - begun
+        seconds = self._clock() - begun
         self._eyes.learn(operations, seconds)
         lane.charge(seconds)
         if not self._round:
@@ -312,12 +315,12 @@ class Watcher:
         self._flush()
 
     def _update_spectrum(self) -> None:
-        begun, place = time.perf_counter(), self._awaited.pop()
+        begun, place = self._clock(), self._awaited.pop()
         with torch.no_grad():
             change = self._watched[place].update()
         if change is not None:
             self._keep_full(place + 2 * len(self._watched), self._watched[place].update_weight(change))
-        self._lanes["spectra"].charge(time.perf_counter() - begun)
+        self._lanes["spectra"].charge(self._clock() - begun)
 
     def _keep_full(self, position: int, weight: Weight) -> float:
         record, operations = self._eyes.full(weight, self.steps)
@@ -331,10 +334,10 @@ class Watcher:
 
     def _all_spectra(self) -> None:
         """The full spectra of as many weights as the seconds for begin and end allow, those of all if they do."""
-        until = time.perf_counter() + self.options.ends
+        until = self._clock() + self.options.ends
         self._round = list(self._places)
         while self._round:
-            if time.perf_counter() + self._eyes.expected(self._watched[self._round[0]].weight) > until:
+            if self._clock() + self._eyes.expected(self._watched[self._round[0]].weight) > until:
                 break
             credit = self._lanes["spectra"].credit
             self._spectrum()
@@ -409,14 +412,14 @@ class Watcher:
     @property
     def overhead(self) -> float:
         """Share of the time since the begin, less what begin and end took, that went into looks and recording."""
-        trained = time.perf_counter() - self._began - self._aside
+        trained = self._clock() - self._began - self._aside
         return self._own / trained if trained > 0 else 0.0
 
     def state(self) -> dict[str, Any]:
         """How far the monitor is, what it took and how far apart its looks are."""
         return {
             "step": self.steps,
-            "seconds": time.perf_counter() - self._began,
+            "seconds": self._clock() - self._began,
             "own": self._own,
             "ended": self._ended,
             "lanes": {
@@ -426,7 +429,7 @@ class Watcher:
         }
 
     def _flush(self, *, force: bool = False) -> None:
-        now = time.perf_counter()
+        now = time.monotonic()
         if self._history is None or not (force or now - self._flushed > FLUSH):
             return
         self._flushed = now
