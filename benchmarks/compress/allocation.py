@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.compress.digits import trained
+from netspectra.verbs.compress.allocate import uniform
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.planning import compress
+from netspectra.verbs.compress.quality import HeldOut
+from netspectra.verbs.compress.replace import tried
 
 KEEP = (0.3, 0.4, 0.5, 0.7, 0.9)
 
@@ -36,16 +39,25 @@ def perceptron(images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
 
 
 def compared(
-    name: str, model: nn.Module, batches: Sequence[Any], include: tuple[str, ...] = ()
+    name: str, model: nn.Module, batches: Sequence[Any], tests: Sequence[Any], include: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    """Held-out losses at every budget; moments are taken once."""
+    """Losses of all candidates on the held-out samples that chose, and of the chosen and uniform on others."""
     rows, known = [], None
     for keep in KEEP:
-        plan, shop = compress(model, CompressOptions(keep=keep, include=include), batches, calibration=known)
+        options = CompressOptions(keep=keep, include=include)
+        plan, shop = compress(model, options, batches, calibration=known)
         known = shop.calibration
-        losses = {which: found["loss"] for which, found in plan.held_out["candidates"].items()}
+        assert shop.held is not None
+        judge = HeldOut.of(model, tests, shop.held.objective)
+        found = {}
+        for which, some in (("chosen", shop.chosen), ("uniform", uniform(shop.parts, keep, "parameters"))):
+            with tried(model, shop.fit(some)) as changed:
+                found[which] = judge.loss(changed)
+        losses = {which: measures["loss"] for which, measures in plan.held_out["candidates"].items()}
         share = plan.totals["selected_after"].parameters / plan.totals["selected_before"].parameters
-        rows.append({"model": name, "keep": keep, **losses, "kept": plan.held_out["kept"], "share": share})
+        kept = plan.held_out["kept"]
+        rows.append({"model": name, "keep": keep, "held_out": losses, "kept": kept, "share": share, "test": found})
+        print("  ", rows[-1], flush=True)
     return rows
 
 
@@ -53,12 +65,13 @@ def measured(quick: bool = False) -> list[dict[str, Any]]:
     """Rows of all three models."""
     from benchmarks.compress.minilm import ENCODER, Model
 
-    network, train, _, _ = trained(4 if quick else 30)
+    network, train, test, _ = trained(4 if quick else 30)
     network.requires_grad_(True)
-    rows = compared("digits CNN", network, list(train[:512].split(64)))
+    rows = compared("digits CNN", network, list(train[:512].split(64)), list(test.split(64)))
     flat = train.flatten(1)
     with torch.no_grad():
         labels = network(train).argmax(1)
-    rows += compared("digits perceptron", perceptron(flat, labels, 2 if quick else 20), list(flat[:512].split(64)))
-    minilm = Model(64, 8) if quick else Model(192, 8)
-    return rows + compared("MiniLM", minilm.module, minilm.calibration, ENCODER)
+    dense = perceptron(flat, labels, 2 if quick else 20)
+    rows += compared("digits perceptron", dense, list(flat[:512].split(64)), list(test.flatten(1).split(64)))
+    minilm = Model(64, 8) if quick else Model(192, 60)
+    return rows + compared("MiniLM", minilm.module, minilm.calibration, minilm.tests["in"], ENCODER)

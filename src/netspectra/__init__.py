@@ -22,10 +22,14 @@ from netspectra.version import __version__
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.doors.analysis import analyze
-    from netspectra.doors.comparison import compare
+    from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.distillation import distill, expressivity
+    from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
+    from netspectra.doors.interpretation import interpret
     from netspectra.doors.monitoring import Monitor
+    from netspectra.doors.series import change_points
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -53,6 +57,7 @@ __all__ = [
     "Analysis",
     "Comparison",
     "CompressOptions",
+    "DriftReference",
     "EnvironmentFailure",
     "Geometry",
     "Initialization",
@@ -69,15 +74,21 @@ __all__ = [
     "Trainability",
     "__version__",
     "analyze",
+    "change_points",
     "compare",
     "compress",
+    "distill",
+    "drift",
+    "expressivity",
     "geometry",
     "initialize_",
+    "interpret",
     "lipschitz",
     "load",
     "normalize_",
     "open",
     "operator_norm",
+    "pissa",
     "rank",
     "save",
     "spectral_norm",
@@ -90,11 +101,18 @@ _HOME = {
     "Analysis": "netspectra.analysis",
     "analyze": "netspectra.doors.analysis",
     "compare": "netspectra.doors.comparison",
+    "pissa": "netspectra.doors.comparison",
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
+    "DriftReference": "netspectra.doors.drift",
+    "drift": "netspectra.doors.drift",
+    "distill": "netspectra.doors.distillation",
+    "expressivity": "netspectra.doors.distillation",
     "geometry": "netspectra.doors.geometry",
     "Monitor": "netspectra.doors.monitoring",
+    "change_points": "netspectra.doors.series",
+    "interpret": "netspectra.doors.interpretation",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["INSERT", "RunFile", "record_row", "skipped_from"]
+__all__ = ["INSERT", "RunFile", "is_run", "record_row", "skipped_from"]
 
 SCHEMA = 1
 TABLES = """
@@ -229,6 +229,14 @@ def record_row(position: int, found: Record | Skipped) -> tuple[Any, ...]:
         *((of.values.tobytes(), of.error.tobytes()) if of else (None, None)),
         s.seconds,
     )
+
+
+def is_run(path: Any) -> bool:
+    """Whether a path is a database, as run files are; no other input of this package is one."""
+    if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
 
 
 def skipped_from(row: Mapping[str, Any]) -> Skipped:

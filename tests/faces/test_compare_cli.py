@@ -35,3 +35,28 @@ def test_files_and_usage(files, tmp_path):
     assert several.returncode == 0 and "do not certify" in several.stdout and page.read_text().startswith("<!doctype")
     wrong = run("compare", a, b, "--fail-on", "nonsense")
     assert wrong.returncode == 2 and "give one of identical" in wrong.stderr and wrong.stderr.count("\n") == 1
+
+
+def test_an_adapter_of_the_difference(files, tmp_path):
+    a, _, c = files
+    made = run("compare", a, c, "--extract-lora", "0.9", "-o", tmp_path / "adapter", "--advise-lora")
+    assert made.returncode == 0 and "of the energy of the change" in made.stdout and "beyond noise" in made.stdout
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {p.name for p in (tmp_path / "adapter").iterdir()}
+    for wrong in (["--extract-lora", "2"], ["--extract-lora", "2.5", "-o", tmp_path / "x"]):
+        refused = run("compare", a, c, *wrong)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    start = run("pissa", a, "--rank", "2", "-o", tmp_path / "start")
+    assert start.returncode == 0 and (tmp_path / "start" / "base" / "model.safetensors").exists(), start.stderr
+
+
+def test_run_files(files, tmp_path):
+    a, _, c = files
+    for name, path in (("a", a), ("c", c)):
+        assert run("analyze", path, "--run", tmp_path / f"{name}.run", "-q").returncode == 0
+    one, other = tmp_path / "a.run", tmp_path / "c.run"
+    same = run("compare", one, a, "--fail-on", "changed")
+    assert same.returncode == 0 and "0 of" in same.stdout and "Not answered" in same.stdout, same.stderr
+    moved = run("compare", one, other, "--fail-on", "changed", "--json", "-")
+    assert moved.returncode == 3 and json.loads(moved.stdout)["differs"] is True
+    refused = run("compare", one, other, "--fail-on", "fine-tuned")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1

@@ -7,18 +7,20 @@ small JSON ``spec``, so that a saved model can be loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
+from netspectra.forms.shelf import Shelf
 from netspectra.methods import METHODS, Decomposition
 from netspectra.registry import Registry
 
 __all__ = ["FORMS", "Curve", "Form", "Member", "Site", "Spec", "form", "sizes_up_to"]
 
+T = TypeVar("T")
 Spec = dict[str, Any]
 """What rebuilds a replacement from the original module: small, plain JSON."""
 
@@ -27,43 +29,65 @@ Spec = dict[str, Any]
 class Member:
     """One module of a site, and what the calibration knows of it.
 
+    Matrices are given, or as functions that make them: a model's in float64 together take many times its own memory.
+
     Attributes:
         name: dotted name in the model.
         module: Linear, Conv1D, ConvNd, Embedding, ...
-        W: (m, n) float64: its matrix as it acts on column vectors: Linear ``weight``; Conv1D ``weight.T``; a
-            convolution (c_out, c_in / groups * taps), input channel first; an embedding (d, vocabulary).
-        A: E[x x^T] of its inputs, shrunk; about the mean where ``mean`` is given: (n, n); (n,) for an embedding;
-            (g, n, n) for a grouped convolution (x: an im2col patch as ``F.unfold`` lays it out). None without data.
-        G: E[g g^T] (m, m) of d loss / d output, shrunk. None without a backward pass.
+        weight: makes W, (m, n) float64: its matrix as it acts on column vectors: Linear ``weight``; Conv1D
+            ``weight.T``; a convolution (c_out, c_in / groups * taps), input channel first; an embedding
+            (d, vocabulary).
+        inputs: makes A = E[x x^T] of its inputs, shrunk; about the mean where ``mean`` is given: (n, n); (n,) for an
+            embedding; (g, n, n) for a grouped convolution (x: an im2col patch as ``F.unfold`` lays it out). None
+            without data.
+        outputs: makes G = E[g g^T] (m, m) of d loss / d output, shrunk. None without a backward pass.
         mean: (n,) (for groups (g, n)) E[x] where the error's mean may be folded into a bias: the replacement's bias
             is then ``b + (W - W') mean``. None where it may not.
         positions: outputs per sample (tokens, pixels): the squared error per output times this is per sample.
         shape: of one calibration input, for timing; empty without calibration.
         tokens: how many rows x the moments saw.
+        shelf: where what is derived from the member is kept for a while.
     """
 
     name: str
     module: nn.Module
-    W: Tensor
-    A: Tensor | None = None
-    G: Tensor | None = None
+    weight: Tensor | Callable[[], Tensor]
+    inputs: Tensor | Callable[[], Tensor] | None = None
+    outputs: Tensor | Callable[[], Tensor] | None = None
     mean: Tensor | None = None
     positions: float = 1.0
     shape: tuple[int, ...] = ()
     tokens: float = 0.0
-    _kept: dict[str, Decomposition] = field(default_factory=dict, repr=False)
+    shelf: Shelf = field(default_factory=Shelf, repr=False)
+
+    @property
+    def W(self) -> Tensor:
+        """Its matrix."""
+        return self.weight() if callable(self.weight) else self.weight
+
+    @property
+    def A(self) -> Tensor | None:
+        """Second moment of its inputs."""
+        return self.inputs() if callable(self.inputs) else self.inputs
+
+    @property
+    def G(self) -> Tensor | None:
+        """Second moment of the gradient at its outputs."""
+        return self.outputs() if callable(self.outputs) else self.outputs
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is derived from it, made when it is not on the shelf."""
+        return self.shelf.get((self.name, key), make)
 
     def decomposition(self, method: str) -> Decomposition:
-        """The member's matrix decomposed by a method; computed once, shared by all forms."""
-        if method not in self._kept:
-            self._kept[method] = METHODS[method].compute(self.W, self.A, self.G)
-        return self._kept[method]
+        """The member's matrix decomposed by a method; shared by all forms."""
+        return self.kept(method, lambda: METHODS[method].compute(self.W, self.A, self.G))
 
     def loss(self, approximation: Tensor) -> float:
         """Predicted loss of putting W' in the place of W: positions tr(G (W - W') A (W - W')^T); identity for None."""
-        D = self.W - approximation
-        DA = D if self.A is None else D * self.A if self.A.dim() == 1 else D @ self.A
-        left = D if self.G is None else self.G @ D
+        D, A, G = self.W - approximation, self.A, self.G
+        DA = D if A is None else D * A if A.dim() == 1 else D @ A
+        left = D if G is None else G @ D
         return float((left * DA).sum()) * self.positions
 
 

@@ -295,34 +295,39 @@ def _groups(member: Member) -> list[Member]:
     groups = cast(Conv, member.module).groups
     if groups == 1:
         return [member]
-    kept = cast("dict[Any, Any]", member._kept)
-    if "groups" not in kept:
-        m = len(member.W) // groups
-        kept["groups"] = [
+
+    def parts() -> list[Member]:
+        W, A, G = member.W, member.A, member.G
+        m = len(W) // groups
+        rows = [slice(g * m, (g + 1) * m) for g in range(groups)]
+        return [
             Member(
                 f"{member.name}[{g}]",
                 member.module,
-                member.W[g * m : (g + 1) * m],
-                None if member.A is None else member.A[g],
-                None if member.G is None else member.G[g * m : (g + 1) * m, g * m : (g + 1) * m],
+                W[mine],
+                None if A is None else A[g],
+                None if G is None else G[mine, mine],
+                shelf=member.shelf,
             )
-            for g in range(groups)
+            for g, mine in enumerate(rows)
         ]
-    return kept["groups"]
+
+    return member.kept("groups", parts)
 
 
 def _weighed(site: Site, key: str, bases: Any) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
     """Of each group: kernel, bases, and the moments that the site's method looks at."""
-    kept = cast("dict[Any, Any]", site.member._kept)
-    needs = METHODS[site.method].needs
-    key = f"{key} {sorted(needs)}"
-    if key not in kept:
-        conv, kept[key] = cast(Conv, site.member.module), []
+    needs, conv = METHODS[site.method].needs, cast(Conv, site.member.module)
+
+    def weighed() -> list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+        found = []
         for part in _groups(site.member):
             A, G = part.A if "inputs" in needs else None, part.G if "outputs" in needs else None
             kernel = part.W.reshape(len(part.W), -1, *conv.kernel_size)
-            kept[key].append((kernel, bases(kernel, A, G), A, G))
-    return kept[key]
+            found.append((kernel, bases(kernel, A, G), A, G))
+        return found
+
+    return site.member.kept(f"{key} {sorted(needs)}", weighed)
 
 
 def _few(sizes: Sequence[int], most: int = 24) -> Sequence[int]:

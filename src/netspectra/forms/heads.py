@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -151,13 +151,14 @@ class ValueOutput(_Heads):
     @staticmethod
     def _bases(site: Site) -> HeadBases:
         output = site.members["output"]
-        kept: dict[Any, Any] = output._kept
-        if "heads" not in kept:
-            width = output.W.shape[1]
-            H = output.A if output.A is not None else torch.eye(width, dtype=output.W.dtype, device=output.W.device)
-            counts = {"heads": int(site.facts["heads"]), "kv_heads": int(site.facts["kv_heads"])}
-            kept["heads"] = value_output_bases(output.W, H, output.G, **counts)
-        return kept["heads"]
+        counts = {"heads": int(site.facts["heads"]), "kv_heads": int(site.facts["kv_heads"])}
+
+        def bases() -> HeadBases:
+            W, H = output.W, output.A
+            H = torch.eye(W.shape[1], dtype=W.dtype, device=W.device) if H is None else H
+            return value_output_bases(W, H, output.G, **counts)
+
+        return output.kept("heads", bases)
 
 
 @form
@@ -212,11 +213,9 @@ class QueryKey(_Heads):
     @staticmethod
     def _bases(site: Site) -> tuple[Tensor, Tensor, Tensor]:
         query, key = site.members["query"], site.members["key"]
-        if "heads" not in query._kept:
-            A = _second_moment(query)
-            bases = query_key_bases(_with_bias(query), _with_bias(key), A, query.G, heads=int(site.facts["heads"]))
-            cast("dict[Any, Any]", query._kept)["heads"] = bases
-        return cast("dict[Any, Any]", query._kept)["heads"]
+        heads = int(site.facts["heads"])
+        return query.kept("heads", lambda: query_key_bases(
+            _with_bias(query), _with_bias(key), _second_moment(query), query.G, heads=heads))  # fmt: skip
 
 
 def _head_dim(site: Site, role: str, heads: str) -> int:
@@ -231,8 +230,9 @@ def _with_bias(member: Member) -> Tensor:
 
 def _second_moment(member: Member) -> Tensor:
     """E[x x^T] of the inputs, not about their mean, with a 1 as the last of them where there is a bias."""
-    n = member.W.shape[1]
-    A = torch.eye(n, dtype=member.W.dtype, device=member.W.device) if member.A is None else member.A
+    W, A = member.W, member.A
+    n = W.shape[1]
+    A = torch.eye(n, dtype=W.dtype, device=W.device) if A is None else A
     mean = torch.zeros(n, dtype=A.dtype, device=A.device) if member.mean is None else member.mean
     A = A + torch.outer(mean, mean)
     if bias_of(member.module) is None:

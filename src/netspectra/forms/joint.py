@@ -135,10 +135,11 @@ class Joint:
     def _decomposition(site: Site) -> Decomposition:
         """Of the stacked matrix; gradients of different members are taken as uncorrelated."""
         members = list(site.members.values())
-        kept, key = members[0]._kept, f"joint {site.method}"
-        if key not in kept:
+
+        def stacked() -> Decomposition:
             W = torch.cat([member.W for member in members])
-            outputs = [member.G for member in members if member.G is not None]
+            outputs = [G for member in members if (G := member.G) is not None]
             G = torch.block_diag(*outputs) if len(outputs) == len(members) else None
-            kept[key] = METHODS[site.method].compute(W, members[0].A, G)
-        return kept[key]
+            return METHODS[site.method].compute(W, members[0].A, G)
+
+        return members[0].kept(f"joint {site.method}", stacked)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from netspectra.forms import Curve, Member, Site, Spec, form, sizes_up_to
 from netspectra.forms.resized import bias_of, fill_, resized, sizes
@@ -30,7 +28,7 @@ class Neurons:
 
     def refuses(self, site: Site) -> str:
         """Refuse without activations: which neurons repeat others shows in data only."""
-        if site.members["down"].A is None:
+        if site.members["down"].inputs is None:
             return "which neurons can be spared shows in their activations: give calibration data"
         return ""
 
@@ -93,8 +91,9 @@ class Neurons:
 
     @staticmethod
     def _order(down: Member) -> NeuronOrder:
-        kept: dict[Any, Any] = down._kept
-        if "neurons" not in kept:
-            assert isinstance(down.A, Tensor)
-            kept["neurons"] = neuron_order(down.W, down.A, down.G)
-        return kept["neurons"]
+        def order() -> NeuronOrder:
+            A = down.A
+            assert A is not None
+            return neuron_order(down.W, A, down.G)
+
+        return down.kept("neurons", order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +13,33 @@ from torch import Tensor
 
 from netspectra.errors import EnvironmentFailure, InputRefused
 
-__all__ = ["Moments", "load_moments", "root", "save_moments", "shrunk"]
+__all__ = ["Moments", "folded", "load_moments", "root", "save_moments", "shrunk", "unfolded"]
+
+
+REGULAR = 1e-10  # smallest pivot over largest: above it a matrix is factored as it is
 
 
 @dataclass(eq=False)
 class Moments:
     """Sums over tokens (or pixels) x of one kind: x x^T, x, and how many, in float64.
 
+    A sum of x x^T is symmetric, so half of it is held: see `folded`. It may also lie in a file, and is then read each
+    time it is asked for.
+
     Three layouts of ``total``: (n, n); (n,) where x is one-hot, so that x x^T is diagonal (the counts of an
     embedding's rows); (g, n, n) for the groups of a grouped convolution, each seeing its own n of the g n inputs.
 
     Attributes:
-        total: sum of x x^T.
+        held: sum of x x^T, folded; (n,) for a diagonal one; or what loads it.
         sum: sum of x: (n,), for groups (g, n).
         count: how many x, as a float (weights may be fractions).
+        diagonal: whether x is one-hot.
     """
 
-    total: Tensor
+    held: Tensor | Callable[[], Tensor]
     sum: Tensor
     count: float = 0.0
+    diagonal: bool = False
 
     @classmethod
     def zeros(cls, n: int, *, groups: int = 1, diagonal: bool = False) -> Moments:
@@ -41,15 +49,16 @@ class Moments:
         torch.Size([3])
         """
         lead = (groups,) if groups > 1 else ()
-        shape = (n,) if diagonal else (*lead, n, n)
-        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros((*lead, n), dtype=torch.float64))
+        shape = (n,) if diagonal else (*lead, (n + 1) // 2, n + 1)
+        empty = torch.zeros(shape, dtype=torch.float64)
+        return cls(empty, torch.zeros((*lead, n), dtype=torch.float64), diagonal=diagonal)
 
     def add_(self, X: Tensor) -> Moments:
         """Add rows x: (tokens, n), for groups (g, tokens, n); multiplied in float32 at least, summed in float64."""
         x = X.detach()
         if x.dtype not in (torch.float32, torch.float64):
             x = x.float()
-        self.total += _square(x).to(self.total)
+        _fold_(self._sum(), _square(x))
         self.sum += x.sum(-2, dtype=torch.float64).to(self.sum)
         self.count += x.shape[-2]
         return self
@@ -57,10 +66,41 @@ class Moments:
     def add_counts_(self, indices: Tensor) -> Moments:
         """Add one-hot rows given by their indices; for the diagonal layout."""
         counts = torch.bincount(indices.reshape(-1).cpu(), minlength=len(self.sum)).double()
-        self.total += counts
+        self._sum().add_(counts)
         self.sum += counts
         self.count += indices.numel()
         return self
+
+    def _sum(self) -> Tensor:
+        return self.held if isinstance(self.held, Tensor) else self.held()
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its sum of x x^T takes; nothing while that lies in a file."""
+        return self.held.numel() * self.held.element_size() if isinstance(self.held, Tensor) else 0
+
+    def copy(self) -> Moments:
+        """The same, to be added to on its own."""
+        return Moments(self._sum().clone(), self.sum.clone(), self.count, self.diagonal)
+
+    def mixed(self, other: Moments, share: float) -> Moments:
+        """Moments of which ``share`` comes from the other, per token; the count stays. Nothing is loaded yet.
+
+        >>> a, b = Moments.zeros(1).add_(torch.ones(4, 1)), Moments.zeros(1).add_(3 * torch.ones(2, 1))
+        >>> a.mixed(b, 0.5).second.item(), a.mixed(b, 0.5).mean.item()
+        (5.0, 2.0)
+        """
+        weight = share * self.count / max(other.count, 1.0)
+
+        def held() -> Tensor:
+            return (1 - share) * self._sum() + weight * other._sum()
+
+        return Moments(held, (1 - share) * self.sum + weight * other.sum, self.count, self.diagonal)
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of x x^T, in one of the three layouts."""
+        return self._sum() if self.diagonal else unfolded(self._sum())
 
     @property
     def second(self) -> Tensor:
@@ -88,6 +128,35 @@ class Moments:
         return self.count / self.sum.shape[-1]
 
 
+def folded(S: Tensor) -> Tensor:
+    """A symmetric (..., n, n) as ((n + 1) // 2, n + 1): row i holds S[i, :i+1], then row n-1-i backwards.
+
+    >>> S = torch.tensor([[1.0, 2, 3], [2, 4, 5], [3, 5, 6]])
+    >>> folded(S).tolist(), torch.equal(unfolded(folded(S)), S)
+    ([[1.0, 6.0, 5.0, 3.0], [2.0, 4.0, 4.0, 2.0]], True)
+    """
+    n = S.shape[-1]
+    into = S.new_zeros((*S.shape[:-2], (n + 1) // 2, n + 1))
+    _fold_(into, S)
+    return into
+
+
+def _fold_(into: Tensor, S: Tensor) -> None:
+    """Add a symmetric matrix to a folded one."""
+    S, (k, n) = S.to(into.device), (into.shape[-2], S.shape[-1])
+    into[..., :n] += S[..., :k, :].tril()
+    into[..., 1:] += S[..., n - k :, :].flip(-2, -1).triu()
+
+
+def unfolded(F: Tensor) -> Tensor:
+    """The symmetric matrix that `folded` packed."""
+    k, n = F.shape[-2], F.shape[-1] - 1
+    low = F.new_empty((*F.shape[:-2], n, n))
+    low[..., n - k :, :] = F[..., 1:].triu().flip(-2, -1)
+    low[..., :k, :] = F[..., :n].tril()
+    return low + low.tril(-1).mT
+
+
 def _square(x: Tensor) -> Tensor:
     """x^T x; on the CPU by numpy, which recognises the symmetry of a real product and does half the work."""
     if x.device.type != "cpu" or x.dim() != 2:
@@ -109,13 +178,20 @@ def shrunk(A: Tensor, share: float) -> Tensor:
 
 
 def root(A: Tensor) -> Tensor:
-    """R with R R^T = A, for a symmetric positive semidefinite A: V sqrt(max(lambda, 0)); no inverse, never fails.
+    """R with R R^T = A, for a symmetric positive semidefinite A; no inverse, never fails.
+
+    Where A is regular, as a shrunk moment is, its Cholesky factor, lower triangular, which costs a thirtieth of an
+    eigendecomposition; else, and near there, V sqrt(max(lambda, 0)), whose columns are orthogonal.
 
     Args:
         A: (n, n), (g, n, n), or (n,) for a diagonal one (then R is its diagonal).
     """
     if A.dim() == 1:
         return A.clamp_min(0).sqrt()
+    factor, failed = torch.linalg.cholesky_ex(A)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    if not failed.any() and bool((pivots.amin(-1) > REGULAR * pivots.amax(-1)).all()):
+        return factor
     values, vectors = torch.linalg.eigh((A + A.mT) / 2)
     return vectors * values.clamp_min(0).sqrt()[..., None, :]
 
@@ -126,7 +202,7 @@ def save_moments(moments: Mapping[str, Moments], path: str | Path, about: Mappin
 
     tensors: dict[str, Tensor] = {}
     for name, one in moments.items():
-        tensors[f"{name}|total"] = one.total.contiguous()
+        tensors[f"{name}|{'counts' if one.diagonal else 'folded'}"] = one._sum().contiguous()
         tensors[f"{name}|sum"] = one.sum.contiguous()
         tensors[f"{name}|count"] = torch.tensor(one.count, dtype=torch.float64)
     path = Path(path)
@@ -142,8 +218,22 @@ def save_moments(moments: Mapping[str, Moments], path: str | Path, about: Mappin
         raise EnvironmentFailure(f"{path}: cannot be written: {wrong.strerror}") from None
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of a safetensors file, read when it is called for."""
+
+    path: Path
+    key: str
+
+    def __call__(self) -> Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.key)
+
+
 def load_moments(path: str | Path) -> tuple[dict[str, Moments], dict[str, str]]:
-    """Read what `save_moments` wrote.
+    """Read what `save_moments` wrote; matrices stay in the file until they are asked for.
 
     Raises:
         InputRefused: not such a file.
@@ -155,15 +245,15 @@ def load_moments(path: str | Path) -> tuple[dict[str, Moments], dict[str, str]]:
             about = dict(file.metadata() or {})
             if about.pop("netspectra", "") != "moments":
                 raise InputRefused(f"{path}: holds no moments; give the file that a calibration wrote")
-            names = sorted({key.rsplit("|", 1)[0] for key in file.keys()})  # noqa: SIM118 - no mapping
-            found = {
-                name: Moments(
-                    file.get_tensor(f"{name}|total"),
-                    file.get_tensor(f"{name}|sum"),
-                    float(file.get_tensor(f"{name}|count")),
-                )
-                for name in names
-            }
+            keys = set(file.keys())
+            found = {}
+            for name in sorted({key.rsplit("|", 1)[0] for key in keys}):
+                diagonal = f"{name}|counts" in keys
+                held = _Stored(Path(path), f"{name}|{'counts' if diagonal else 'folded'}")
+                if held.key not in keys:
+                    raise InputRefused(f"{path}: lacks {held.key}: written by another version? Calibrate again")
+                count = float(file.get_tensor(f"{name}|count"))
+                found[name] = Moments(held, file.get_tensor(f"{name}|sum"), count, diagonal)
     except (SafetensorError, FileNotFoundError) as wrong:
         raise InputRefused(f"{path}: is no safetensors file of moments: {wrong}") from None
     return found, about

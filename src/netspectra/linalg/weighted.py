@@ -15,12 +15,13 @@ def projected(W: Tensor, L: Tensor | None, R: Tensor | None) -> tuple[Tensor, Te
 
         M = L^T W R = U S V^T,    W'_r = (L^T)^+ U_r U_r^T L^T W,    squared error sum_{i > r} s_i^2
 
-    A projection: no inverse of R and no Cholesky factor, so singular moments are harmless; with L square and regular
+    A projection: R is never inverted, so singular moments are harmless; with L square and regular
     the error is the Eckart-Young optimum, for a singular L too (directions it does not see cost nothing).
 
     Args:
         W: (m, n), float64.
-        L: (m, m) with orthogonal columns, as `netspectra.linalg.moments.root` gives; (m,) a diagonal; None: identity.
+        L: (m, m) lower triangular and regular, or with orthogonal columns, as `netspectra.linalg.moments.root` gives;
+            (m,) a diagonal; None: identity.
         R: (n, n), or (n,) a diagonal; None: identity.
 
     Returns:
@@ -28,7 +29,7 @@ def projected(W: Tensor, L: Tensor | None, R: Tensor | None) -> tuple[Tensor, Te
         left and row i of right have equal norms.
 
     Reference: Eckart & Young 1936; the projection form follows Wang et al. 2024 (SVD-LLM, arXiv:2403.07378) without
-    its whitening by Cholesky. Cost: one SVD of an m x n matrix.
+    its inverse. Cost: one SVD of an m x n matrix.
 
     >>> W, R = torch.diag(torch.tensor([3.0, 1.0]).double()), torch.tensor([1.0, 9.0]).double()
     >>> left, right, s = projected(W, None, R)
@@ -51,9 +52,11 @@ def projected(W: Tensor, L: Tensor | None, R: Tensor | None) -> tuple[Tensor, Te
 
 
 def _pseudo_inverse(L: Tensor, U: Tensor) -> Tensor:
-    """(L^T)^+ U, for L with orthogonal columns V diag(l): V diag(1 / l) U, where l is not zero."""
+    """(L^T)^+ U: for a regular triangle solved, for orthogonal columns V diag(l): V diag(1 / l) U, l not zero."""
     if L.dim() == 1:
         return torch.where(L > 0, 1 / L, torch.zeros_like(L))[:, None] * U
+    if bool((L.diagonal() != 0).all()) and torch.equal(L, L.tril()):
+        return torch.linalg.solve_triangular(L.mT, U, upper=True)
     lengths = L.square().sum(0)
     floor = lengths.max() * torch.finfo(L.dtype).eps
     return L @ (torch.where(lengths > floor, 1 / lengths, torch.zeros_like(lengths))[:, None] * U)

@@ -18,9 +18,10 @@ from netspectra.weight import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["is_tensors", "read_samples", "tensor_batches", "text_batches", "tokenizer"]
+__all__ = ["affordable", "is_tensors", "read_samples", "tensor_batches", "text_batches", "tokenizer"]
 
 LARGEST = 1 << 28  # bytes of a text file
+ROOM = 1 << 29  # bytes of layer outputs in a batch; a forward and a backward pass hold about twice as much
 
 
 def is_tensors(path: str | Path) -> bool:
@@ -131,6 +132,24 @@ def text_batches(
             batch["decoder_input_ids"] = torch.cat([start, batch["input_ids"][:, :-1]], 1)
         batches.append(batch)
     return batches
+
+
+def affordable(model: nn.Module, tokens: int, *, most: int = 32) -> int:
+    """How many samples of so many tokens a batch may hold: at most ``most``, and half a GiB of layer outputs.
+
+    A token takes a number for every output of every matrix, and the widest output, often that of a vocabulary, twice
+    more for its probabilities and gradients.
+
+    >>> affordable(nn.Linear(4, 10), 128), affordable(nn.Linear(4, 100_000), 1000)
+    (32, 1)
+    """
+    widths = [
+        getattr(module, "out_features", weight.shape[1])  # transformers' Conv1D and embeddings: (n, m)
+        for module in model.modules()
+        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.dim() == 2
+    ]
+    each = 4 * tokens * (sum(widths) + 2 * max(widths, default=0))
+    return max(1, min(most, ROOM // max(each, 1)))
 
 
 def tensor_batches(source: Source, *, size: int = 32) -> list[Any]:

@@ -11,6 +11,10 @@ from netspectra.report.page import content_policy, encode, guarded_styles
 
 __all__ = ["decisions_table", "render_plan"]
 
+CAPTION = (
+    "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, "
+    "and samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
+)
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --quiet: #5b6675; --line: #d8dee6; --page: #fff; --bar: #3f6fb5; }
 @media (prefers-color-scheme: dark) {
@@ -25,9 +29,10 @@ p, .quiet { color: var(--quiet); margin: .3rem 0 }
 .card b { display: block; font-size: 1.25rem; font-weight: 600 }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap }
-td.number, th.number { text-align: right } td.reason { white-space: normal; min-width: 14rem; color: var(--quiet) }
+td.number, th.number { text-align: right }
+td.reason { white-space: normal; min-width: 14rem; padding-left: .6rem; color: var(--quiet) }
 code { font-size: .92em } tr.left td { color: var(--quiet) }
-#frontier { height: 24rem }
+#frontier { height: 28rem } @media (max-width: 600px) { #frontier { height: 34rem } }
 """
 
 SCRIPT = """
@@ -45,9 +50,10 @@ const draw = () => {
   const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
   const axis = { color: ink, gridcolor: line, zerolinecolor: line };
   const layout = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
-    margin: { t: 10, r: 10, b: 50, l: 70 }, legend: { orientation: "h", y: 1.12 },
-    xaxis: { ...axis, title: { text: "bytes of the selected weights" } },
-    yaxis: { ...axis, type: "log", title: { text: "loss a sample" }, exponentformat: "power" } };
+    margin: { t: 10, r: 10, b: innerWidth < 600 ? 190 : 110, l: 70 },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", entrywidth: 210 },
+    xaxis: { ...axis, title: { text: "bytes of the selected weights" }, nticks: innerWidth < 600 ? 4 : 9 },
+    yaxis: { ...axis, type: "log", dtick: 1, title: { text: "loss a sample" }, exponentformat: "power" } };
   Plotly.react(place, data.traces, layout, { displaylogo: false, responsive: true, showSendToCloud: false });
 };
 draw();
@@ -68,7 +74,7 @@ def render_plan(document: Mapping[str, Any]) -> str:
     traces = _traces(document)
     policy = content_policy(scripts=(SCRIPT, library), styles=(STYLE, ""))
     stand_ins = "".join(f'<template id="{name}"></template>' for name in guarded_styles(library))
-    picture = '<h2>Size against loss</h2><div id="frontier"></div>' if traces else ""
+    picture = f'<h2>Size against loss</h2><div id="frontier"></div><p>{CAPTION}</p>' if traces else ""
     body = "\n".join(
         [
             f"<h1>netspectra {html.escape(str(document['verb']))}</h1>",
@@ -129,6 +135,13 @@ def _final(document: Mapping[str, Any]) -> dict[str, float]:
     return held.get("plan", {})
 
 
+def _improved(document: Mapping[str, Any]) -> Mapping[str, float]:
+    """What was measured after refitting or healing, where one of them changed something."""
+    finish = document.get("finish", {})
+    changed = any(isinstance(found, Mapping) and found.get("kept") is True for found in finish.values())
+    return finish.get("final", {}) if changed else {}
+
+
 def _quality(document: Mapping[str, Any]) -> str:
     """What each candidate lost on held-out data, and plain rounding beside it."""
     held, totals = document["held_out"], document["totals"]
@@ -138,8 +151,8 @@ def _quality(document: Mapping[str, Any]) -> str:
         rows.append((name + (" (kept)" if name == held.get("kept") else ""), found, after))
     if "plan" in held:
         rows.append(("the given plan", held["plan"], after))
-    if "final" in document.get("finish", {}):
-        rows.append(("after refitting and healing", document["finish"]["final"], after))
+    if final := _improved(document):
+        rows.append(("after refitting and healing", final, after))
     for name, found in held.get("rounding", {}).items():
         rows.append((f"for comparison: the same weights rounded to {name}", found, int(found["bytes"])))
     if not rows:
@@ -175,7 +188,19 @@ def _said(held: Mapping[str, Any], size: int | None) -> str:
 def decisions_table(document: Mapping[str, Any]) -> str:
     """Every decision as a table."""
     timed = any(d["before"]["milliseconds"] is not None for d in document["decisions"])
-    head = ["layer", "kind", "form", "size", "parameters", "", "loss", *(["ms", ""] if timed else []), "why"]
+    head = [
+        "layer",
+        "kind",
+        "form",
+        "size",
+        "parameters",
+        "kept",
+        "loss",
+        *(["ms before", "after"] if timed else []),
+        "why",
+    ]
+    replaced = {d["reason"] for d in document["decisions"] if d["form"] != "dense"}
+    common = next(iter(replaced)) if len(replaced) == 1 else ""  # said once, not on every line
     rows = []
     for d in document["decisions"]:
         before, after = d["before"], d["after"]
@@ -185,12 +210,14 @@ def decisions_table(document: Mapping[str, Any]) -> str:
             f"<td><code>{html.escape(d['site'])}</code></td><td>{html.escape(d['kind'])}</td>",
             f"<td>{html.escape(d['form'])}</td>{''.join(map(_cell, numbers))}",
             f"{_cell(_number(before['milliseconds']))}{_cell(_number(after['milliseconds']))}" if timed else "",
-            f'<td class="reason">{html.escape(d["reason"])}</td>',
+            f'<td class="reason">{"" if d["reason"] == common else html.escape(d["reason"])}</td>',
         ]
         dull = ' class="left"' if d["form"] == "dense" else ""
         rows.append(f"<tr{dull}>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
+    numeric = head[3:-1]
+    heads = "".join(f'<th class="number">{name}</th>' if name in numeric else f"<th>{name}</th>" for name in head)
+    said = f"<p>{html.escape(common)}</p>" if common else ""
+    return f'{said}<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def _cell(value: Any) -> str:
@@ -220,8 +247,8 @@ def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     points = [(f"{name}, measured", found["loss"], after) for name, found in held.get("candidates", {}).items()]
     if "plan" in held:
         points.append(("this plan, measured", held["plan"]["loss"], after))
-    if "final" in document.get("finish", {}):
-        points.append(("after refitting and healing, measured", document["finish"]["final"]["loss"], after))
+    if final := _improved(document):
+        points.append(("refitted and healed, measured", final["loss"], after))
     points += [(f"rounded to {name}, measured", f["loss"], f["bytes"]) for name, f in held.get("rounding", {}).items()]
     for name, loss, size in points:
         if loss > 0:

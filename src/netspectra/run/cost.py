@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,15 +41,19 @@ def memory() -> int:
     return min((limit for limit in limits if limit > 0), default=UNKNOWN)
 
 
-def must_fit(weights: Iterable[Weight]) -> None:
+def must_fit(weights: Iterable[Weight], beside: Callable[[Weight], int] = lambda weight: 0) -> None:
     """Refuse a weight that cannot be analysed here before any work, rather than be killed by the system in the middle.
+
+    Args:
+        weights: that will be in work.
+        beside: bytes that each needs besides (its partner, where two are compared).
 
     Raises:
         EnvironmentFailure: twice its bytes, 24 an entry of its smaller square and `BASE` are more than `memory`.
     """
     there = memory()
     for weight in weights:
-        need = working_set(weight) + weight.nbytes + BASE
+        need = working_set(weight) + weight.nbytes + beside(weight) + BASE
         if need > there:
             m, n = weight.shape
             raise EnvironmentFailure(

@@ -105,14 +105,14 @@ class Ranking:
 
     def __str__(self) -> str:
         """Show a table: for each metric the value of each candidate with its rank, and how sure the order is."""
-        rows = [["metric", *self.candidates, "order held"], *self._rows()]
+        rows = [["metric", *_ends(self.candidates), "order held"], *self._rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
         return "\n".join([*lines, "", *self._remarks()])
 
     def _repr_html_(self) -> str:
         """Show the table in notebooks."""
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("metric", *self.candidates, "order held"))
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("metric", *_ends(self.candidates), "order held"))
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows()
         )
@@ -145,6 +145,18 @@ class Ranking:
                 f"give {self.chance:.2f}."
             )
         return [*remarks, self.caution]
+
+
+def _ends(names: Sequence[str]) -> list[str]:
+    """Paths by their ends, as much of each as tells them apart.
+
+    >>> _ends(["/long/way/a/model.pt", "/long/way/b/model.pt", "BertModel"])
+    ['a/model.pt', 'b/model.pt', 'BertModel']
+    """
+    parts = [name.rstrip("/").split("/") for name in names]
+    longest = max(map(len, parts), default=1)
+    tails = (["/".join(part[-count:]) for part in parts] for count in range(1, longest + 1))
+    return next((tail for tail in tails if len(set(tail)) == len(names)), list(names))
 
 
 def rank(

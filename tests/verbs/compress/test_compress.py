@@ -13,7 +13,8 @@ from netspectra.plan import Plan
 from netspectra.verbs.compress.calibrate import Calibration, calibrate, layers, rows
 from netspectra.verbs.compress.objective import as_objective
 from netspectra.verbs.compress.options import CompressOptions
-from netspectra.verbs.compress.planning import compress, split
+from netspectra.verbs.compress.planning import compress
+from netspectra.verbs.compress.workshop import split
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -80,8 +80,13 @@ class Safetensors:
         return shards(index, lambda file: [ref.name for ref in _header(file)])
 
 
-def _header(path: Path) -> Iterator[TensorRef]:
-    """Check the whole header, then yield its tensors in the order of their bytes."""
+def texts(path: Path) -> dict[str, str]:
+    """What a file says of itself, under ``__metadata__``."""
+    return _table(path)[1]
+
+
+def _table(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The header without its texts, the texts, and where the tensors begin."""
     size = GUARD.regular(path)
     with opened(path) as file:
         prefix = file.read(8)
@@ -96,6 +101,13 @@ def _header(path: Path) -> Iterator[TensorRef]:
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         refuse(path, "is not a table of texts", "__metadata__")
+    return table, metadata, 8 + length
+
+
+def _header(path: Path) -> Iterator[TensorRef]:
+    """Check the whole header, then yield its tensors in the order of their bytes."""
+    size = GUARD.regular(path)
+    table, _, start = _table(path)
     if len(table) > GUARD.tensors:
         refuse(path, f"holds {len(table)} tensors, allowed are {GUARD.tensors}")
     entries = sorted((_entry(path, name, entry) for name, entry in table.items()), key=lambda entry: entry[1:3])
@@ -104,11 +116,11 @@ def _header(path: Path) -> Iterator[TensorRef]:
         if begin != end:
             refuse(path, f"its bytes begin at {begin}, the tensor before ends at {end}: overlap or hole", ref.name)
         end = stop
-    if 8 + length + end != size:
-        refuse(path, f"is {'truncated' if size < 8 + length + end else 'too long'}: "
-                     f"the header describes {8 + length + end} bytes, the file has {size}; fetch it again")  # fmt: skip
+    if start + end != size:
+        refuse(path, f"is {'truncated' if size < start + end else 'too long'}: "
+                     f"the header describes {start + end} bytes, the file has {size}; fetch it again")  # fmt: skip
     for ref, begin, _ in entries:
-        yield _at(ref, path, 8 + length + begin)
+        yield _at(ref, path, start + begin)
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[TensorRef, int, int]:

@@ -13,6 +13,7 @@ from netspectra.analysis import Analysis
 from netspectra.errors import InputRefused, NotDecomposable
 from netspectra.record import Record, Skipped
 from netspectra.run import Run
+from netspectra.run.cost import must_fit
 from netspectra.run.local import LocalRun
 from netspectra.verbs.analyze import AnalyzeOptions, measure
 from netspectra.verbs.compare.delta import ARITHMETIC, Delta, delta_of
@@ -85,6 +86,7 @@ def _one(
     def work(weight: Weight) -> Finding:
         return _compared(pairs[id(weight)], wanted)
 
+    must_fit(map(_driver, found.pairs), lambda weight: _beside(pairs[id(weight)]))
     findings: dict[int, Finding] = {}
     for weight, finding in run(work, [_driver(pair) for pair in found.pairs]):
         findings[id(weight)] = finding
@@ -110,12 +112,19 @@ def _one(
         notes=_notes(found, alone),
         before=_analysis(before, rows, 0),
         after=_analysis(after, rows, 1),
+        sources=(before, after),
+        pairs=found.pairs,
     )
 
 
 def _driver(pair: Pair) -> Weight:
     """The weight of the pair that a `Run` schedules by: the larger one."""
     return pair.after if pair.added == "before" else pair.before
+
+
+def _beside(pair: Pair) -> int:
+    """Bytes beside the driver's: the partner, and both and their difference in float64."""
+    return min(pair.before.nbytes, pair.after.nbytes) + 24 * _driver(pair).parameters
 
 
 def _compared(pair: Pair, options: AnalyzeOptions) -> Finding:

@@ -22,15 +22,15 @@ from netspectra.linalg.svd import svd
 from netspectra.linalg.values import svdvals, union
 from netspectra.metrics import chosen, evaluate
 from netspectra.record import Record, Value
+from netspectra.verbs.compare.aligned import RELATED, change_of
 from netspectra.verbs.compare.directions import LEADING, directions, new_directions, principal
 from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.compare.rounding import Form, form_of
-from netspectra.weight import Layout, Weight
+from netspectra.weight import Weight
 
 __all__ = ["Delta", "delta_of"]
 
 OF_DELTA = ("stable_rank", "effective_rank", "numerical_rank", "k90", "mp_edge", "spikes", "mp_distance")
-RELATED = 0.3  # cosine of the weights below which directions are not compared
 WITHIN = 1.15  # root mean square of the change over that of rounding up to which it is rounding; see benchmarks/compare
 INSIDE = 0.95  # share of the entries that must have moved no further than rounding can
 ARITHMETIC = 8 * 2.0**-23  # relative change of an entry that float32 arithmetic alone (scaling, fusing) brings
@@ -160,10 +160,8 @@ def delta_of(pair: Pair, before: Record, after: Record | None) -> Delta:
 
 
 def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
-    A, B = _both(pair)
-    a2, b2 = float((A * A).sum()), float((B * B).sum())
-    B, ab, notes = _aligned(A, B, math.sqrt(a2 * b2))
-    notes = ("compared with its transpose",) if pair.transposed else notes
+    A, B, notes = change_of(pair)
+    a2, b2, ab = float((A * A).sum()), float((B * B).sum()), float((A * B).sum())
     told = _told(pair, a2, b2, ab)
     D = B - A
     flat_a, flat_b = A.flatten(0, 1), B.flatten(0, 1)
@@ -212,52 +210,8 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     )
 
 
-ALIKE = 0.5  # cosine from which a matrix in another order is the same one
-HEADS = (64, 128, 32, 96, 80, 256)  # usual sizes of a head
-
-
-def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, float, tuple[str, ...]]:
-    """The second as it fits the first, and <A, B>: where they are strangers, another order of its numbers is tried.
-
-    A square matrix may be stored the other way round; the rows of queries and keys are in one of two orders, since
-    rotary embeddings pair neighbours in one convention and halves of a head in the other (llama.cpp converts).
-    """
-    inner = float((A * B).sum())
-    if len(A) != 1 or abs(inner) >= RELATED * norms or norms == 0:
-        return B, inner, ()
-    m, n = B.shape[1:]
-    tried = [(B.mT, "compared with its transpose")] if m == n else []
-    for d in HEADS:
-        if m % d == 0:
-            for shape in ((m // d, 2, d // 2, n), (m // d, d // 2, 2, n)):
-                rows = B.reshape(shape).transpose(1, 2).reshape(B.shape)
-                tried.append((rows, f"rows of heads of {d} are in the other order of rotary embeddings"))
-    for other, note in tried:
-        found = float((A * other).sum())
-        if found > ALIKE * norms:
-            return other.contiguous(), found, (note,)
-    return B, inner, ()
-
-
 def _kept(weight: Weight) -> tuple[str, str]:
     return weight.part.ref.dtype, weight.part.ref.stored
-
-
-def _both(pair: Pair) -> tuple[Tensor, Tensor]:
-    """Both as (groups, m, n) in float64, the second turned if it is stored the other way round."""
-    layouts = [pair.before.layout, pair.after.layout]
-    if pair.before.part.shape == pair.after.part.shape and len(pair.before.part.shape) > 2:
-        layouts = [layouts[1] if layouts[0] == Layout() else layouts[0]] * 2  # a live module's, which knows the groups
-    found = []
-    for weight, layout in zip((pair.before, pair.after), layouts, strict=True):
-        blocks = layout.blocks(weight.part.load().detach().cpu())
-        if blocks.is_complex():
-            raise NotDecomposable("complex numbers are not compared")
-        found.append(blocks.to(torch.float64))
-        if not bool(found[-1].isfinite().all()):
-            raise NotDecomposable("contains NaN or Inf")
-    A, B = found
-    return A, (B.mT.contiguous() if pair.transposed else B)
 
 
 def _told(pair: Pair, a2: float, b2: float, ab: float) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import csv
 import html
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netspectra.analysis import Analysis, write_atomically
 from netspectra.errors import InputRefused
@@ -17,7 +17,12 @@ from netspectra.record import Skipped, Value, Verdict
 from netspectra.report.comparison_page import render_comparison
 from netspectra.verbs.compare.delta import Delta, number
 from netspectra.verbs.compare.lineage import Vector
+from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.rank import Ranking
+from netspectra.weight import Source, Weight
+
+if TYPE_CHECKING:
+    from netspectra.verbs.lora import Extraction, LoraOptions
 
 __all__ = ["Compared", "Comparison"]
 
@@ -40,6 +45,8 @@ class Compared:
         notes: how they were matched.
         before: records of the first source, for these pairs.
         after: of this source.
+        sources: the two, opened.
+        pairs: their weights, matched.
     """
 
     source: Mapping[str, Any]
@@ -53,6 +60,8 @@ class Compared:
     notes: tuple[str, ...]
     before: Analysis
     after: Analysis
+    sources: tuple[Source, Source] = field(repr=False)
+    pairs: tuple[Pair, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The analysis of this source with ``delta`` at every weight and ``summary.lineage``."""
@@ -130,12 +139,67 @@ class Comparison:
                 return delta
         raise KeyError(f"no weight {name!r} was compared")
 
+    def extract_lora(
+        self,
+        to: str | Path,
+        rank: int | None = None,
+        *,
+        energy: float | None = None,
+        vectors: bool = True,
+        dtype: str = "float32",
+        progress: Callable[[Weight | None], None] = lambda weight: None,
+    ) -> Extraction:
+        """Write the first pair's change as a PEFT adapter of the first source, and say what it misses.
+
+        Args:
+            to: a new folder.
+            rank: of every weight's factors; or
+            energy: the share of each change that they must hold, in (0, 1].
+            vectors: whether changed biases and norms go along.
+            dtype: of the factors.
+            progress: called with each weight that is done.
+
+        Raises:
+            InputRefused: neither or both of rank and energy, a source that is an adapter, a folder of other things.
+        """
+        from netspectra.verbs.lora import LoraOptions
+
+        return self.adapter(to, LoraOptions(rank, energy, vectors, dtype), progress)
+
+    def adapter(
+        self, to: str | Path, options: LoraOptions, progress: Callable[[Weight | None], None] = lambda weight: None
+    ) -> Extraction:
+        """As `extract_lora`, with the options in one."""
+        from netspectra.verbs.lora import extract_lora
+
+        one = self.candidates[0]
+        alone = [name for name, _ in (*one.only_before, *one.only_after)]
+        return extract_lora(
+            *one.sources, one.pairs, one.deltas, one.vectors, to, options, unmatched=alone, progress=progress
+        )
+
+    def advise_lora(self, energy: float = 0.95) -> dict[str, int]:
+        """A rank for each changed weight: its directions beyond the noise edge, or fewer where they hold the energy.
+
+        Directions inside the Marchenko-Pastur bulk of D are as noise has them: an adapter learns them last.
+        """
+        from netspectra.linalg.svd import rank_for
+
+        found = {}
+        for d in self.deltas:
+            if d.changed and d.spectrum is not None:
+                spikes = d.metrics.get("spikes")
+                above = int(spikes) if spikes is not None and spikes.known else d.rank
+                found[d.name] = max(1, min(above, rank_for(d.spectrum, energy=energy)))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON: the first pair at the top, further ones in ``candidates``."""
         first, *more = (one.to_dict() for one in self.candidates)
         found = {**first, "before": dict(self.before)}
         if more:
             found["candidates"] = more
+        found["lora_ranks"] = self.advise_lora()
         found["ranking"] = self.ranked.to_dict() if self.ranked else None
         return found
 

@@ -11,7 +11,8 @@ from netspectra.errors import InputRefused
 from netspectra.forms import Site
 from netspectra.plan import Cost
 
-__all__ = ["Budget", "Choice", "Component", "Option", "allocate", "components", "filled", "hull", "total", "uniform"]
+__all__ = ["Budget", "Choice", "Component", "Option", "allocate", "components", "filled",
+           "grouped", "hull", "total", "uniform", "walked"]  # fmt: skip
 
 Measure = Literal["parameters", "bytes", "flops", "milliseconds", "loss"]
 
@@ -146,10 +147,14 @@ def hull(options: Iterable[Option], measure: Measure) -> list[Option]:
 
 
 def components(choices: Mapping[int, tuple[Choice, ...]]) -> list[Component]:
-    """Group sites that share layers; in each group, every set of sites that covers its layers once."""
+    """Of sites that share layers, every set that covers these layers once."""
+    return [Component(tuple(_covers(found)), choices) for found in grouped(c[0].site for c in choices.values())]
+
+
+def grouped(sites: Iterable[Site]) -> list[list[Site]]:
+    """Sites that share layers, together."""
     groups: list[list[Site]] = []
-    for found in choices.values():
-        site = found[0].site
+    for site in sites:
         names = {member.name for member in site.members.values()}
         touched = [g for g in groups if any(m.name in names for s in g for m in s.members.values())]
         if not touched:
@@ -159,7 +164,7 @@ def components(choices: Mapping[int, tuple[Choice, ...]]) -> list[Component]:
         for other in touched[1:]:
             touched[0].extend(other)
             groups.remove(other)
-    return [Component(tuple(_covers(found)), choices) for found in groups]
+    return groups
 
 
 def _covers(sites: Sequence[Site]) -> Iterator[tuple[Site, ...]]:
@@ -212,12 +217,18 @@ def allocate(parts: Sequence[Component], budget: Budget) -> list[Option]:
         return _least(parts, budget.limit)
     measure, limit = budget.measure, budget.limit
     hulls = [part.hull(measure) for part in parts]
+    least = sum(points[0].of(measure) for points in hulls)
+    if least > limit:
+        raise InputRefused(
+            f"the budget of {limit:.4g} {measure} cannot be met: the smallest forms need {least:.4g}; raise it"
+        )
+    return _swapped(parts, _filled(parts, walked(hulls, measure, limit), measure, limit), measure, limit)
+
+
+def walked(hulls: Sequence[Sequence[Option]], measure: Measure, limit: float) -> list[Option]:
+    """From the smallest options upwards, the steepest segments first, until none fits: the Lagrangian optimum."""
     chosen = [points[0] for points in hulls]
     spent = sum(option.of(measure) for option in chosen)
-    if spent > limit:
-        raise InputRefused(
-            f"the budget of {limit:.4g} {measure} cannot be met: the smallest forms need {spent:.4g}; raise it"
-        )
     steps = sorted(
         (_slope(points[i], points[i + 1], measure), place, i + 1)
         for place, points in enumerate(hulls)
@@ -231,8 +242,7 @@ def allocate(parts: Sequence[Component], budget: Budget) -> list[Option]:
             continue
         chosen[place] = hulls[place][i]
         spent += more
-    chosen = _filled(parts, chosen, measure, limit)
-    return _swapped(parts, chosen, measure, limit)
+    return chosen
 
 
 def _filled(parts: Sequence[Component], chosen: list[Option], measure: Measure, limit: float) -> list[Option]:

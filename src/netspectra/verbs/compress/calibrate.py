@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from netspectra.errors import InputRefused
 from netspectra.forms.factors import is_conv1d
 from netspectra.linalg.moments import Moments, load_moments, save_moments
 from netspectra.live.batches import call, tensors
+from netspectra.live.spill import Spill
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
 from netspectra.verbs.compress.structure import Structure, observe
@@ -25,6 +27,7 @@ __all__ = ["Calibration", "calibrate", "fitting", "layers", "mixed", "rows", "sa
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDEST = 12_288  # outputs whose second moment is kept: it takes 8 m^2 bytes, 19 GB for a vocabulary of 49152
+LARGEST_MOMENTS = 1 << 28  # bytes of moments that stay in memory after a calibration
 LARGEST_PATCHES = 1 << 24  # numbers of im2col rows held at once
 
 
@@ -58,6 +61,16 @@ class Calibration:
     def positions(self, name: str) -> float:
         """Rows a sample: tokens or pixels."""
         return self.inputs[self.owner[name]].count / max(self.samples, 1)
+
+    def spill_(self) -> Calibration:
+        """Move the matrices to a temporary file where they would fill more memory than planning itself takes."""
+        kept = [*self.inputs.values(), *self.outputs.values()]
+        if sum(moments.bytes for moments in kept) > LARGEST_MOMENTS:
+            spill = Spill()
+            for moments in kept:
+                if isinstance(moments.held, Tensor):
+                    moments.held = spill.put(moments.held)
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write it as one safetensors file."""
@@ -166,7 +179,7 @@ class _Recorder:
     def __init__(self, modules: Mapping[str, nn.Module], found: Calibration, *, backward: bool) -> None:
         self.modules, self.found, self.backward = modules, found, backward
         self.batch: Any = None
-        self.seen: list[tuple[str, Tensor]] = []
+        self.seen: list[tuple[str, weakref.ref[Tensor]]] = []
         self.first = True
         self.made: list[tuple[str, Tensor]] = []
         self.norms: dict[str, str] = {}
@@ -178,7 +191,7 @@ class _Recorder:
         self.watch_norms(model)
 
     def begin(self, batch: Any) -> None:
-        """Before a batch; what an earlier one held is let go."""
+        """Before a batch."""
         self.seen = []
         self.batch = batch
 
@@ -220,16 +233,16 @@ class _Recorder:
             found.calls[name] = found.calls.get(name, 0) + 1
             found.shapes.setdefault(name, tuple(identity.shape))
         sharable = not isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        owner = next((n for n, seen in self.seen if seen is identity), None) if sharable else None
+        owner = next((n for n, seen in self.seen if seen() is identity), None) if sharable else None
         if self.first and name not in found.owner:
             found.owner[name] = owner or name
         if found.owner[name] != name:
             if owner == found.owner[name]:
                 return
-            found.inputs[name] = _copied(found.inputs[found.owner[name]])  # equal until now, on its own from here
+            found.inputs[name] = found.inputs[found.owner[name]].copy()  # equal until now, on its own from here
             found.owner[name] = name
         if sharable:
-            self.seen.append((name, identity))
+            self.seen.append((name, weakref.ref(identity)))
         if isinstance(module, nn.Embedding):
             moments = found.inputs.setdefault(name, Moments.zeros(module.num_embeddings, diagonal=True))
             moments.add_counts_(x if keep is None else x[keep])
@@ -280,18 +293,8 @@ def spread_out(batch: Mapping[str, Any], vocabulary: int, share: float, generato
 
 def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
     """Input moments of which ``share`` comes from another calibration of the same model; gradients stay the main's."""
-
-    def both(a: Moments, b: Moments) -> Moments:
-        weight = share * a.count / ((1 - share) * max(b.count, 1.0))
-        scale = 1 - share  # so that counts stay those of the main calibration
-        return Moments(scale * (a.total + weight * b.total), scale * (a.sum + weight * b.sum), a.count)
-
-    inputs = {name: both(m, other.inputs.get(name, m)) for name, m in main.inputs.items()}
+    inputs = {name: m.mixed(other.inputs.get(name, m), share) for name, m in main.inputs.items()}
     return replace(main, inputs=inputs)
-
-
-def _copied(moments: Moments) -> Moments:
-    return Moments(moments.total.clone(), moments.sum.clone(), moments.count)
 
 
 def calibrate(
@@ -351,4 +354,4 @@ def calibrate(
             recorder.close()
     if not found.samples:
         raise InputRefused("the calibration holds no batch; give at least one")
-    return found
+    return found.spill_()

@@ -16,6 +16,7 @@ from netspectra.live.batches import call, main_output
 __all__ = ["Objective", "as_objective", "masked", "pooled", "token_mask"]
 
 Kind = Literal["squared", "divergence"]
+ROWS = 128  # of logits in float64 at once: vocabularies are long
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,22 @@ class Objective:
         flat = signal.reshape(-1, signal.shape[-1]).float()
         uniform = torch.rand(len(flat), 1, generator=generator, dtype=torch.float64).to(flat.device)
         with torch.no_grad():
-            drawn = (flat.double().softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(flat.shape[-1] - 1)
+            drawn = torch.cat([
+                (rows.double().softmax(-1).cumsum(-1) < at).sum(-1).clamp_max(flat.shape[-1] - 1)
+                for rows, at in zip(flat.split(ROWS), uniform.split(ROWS), strict=True)
+            ])  # fmt: skip
         return -F.cross_entropy(flat, drawn, reduction="sum") / 2**0.5
 
     def distance(self, new: Tensor, original: Tensor) -> float:
         """The loss itself, summed over the batch's samples."""
-        new, original = new.detach().float(), original.detach().float()
+        new, original = new.detach(), original.detach()
         if self.kind == "squared":
-            return float((new - original).square().sum(dtype=torch.float64))
-        p, q = original.log_softmax(-1), new.log_softmax(-1)
-        return float((p.exp() * (p - q)).sum(dtype=torch.float64))
+            return float((new.float() - original.float()).square().sum(dtype=torch.float64))
+        found = 0.0
+        for one, other in zip(new.split(ROWS), original.split(ROWS), strict=True):
+            p, q = other.float().log_softmax(-1), one.float().log_softmax(-1)
+            found += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+        return found
 
     def difference(self, new: Tensor, original: Tensor) -> Tensor:
         """The loss to train by: squared differences relative to the original's squares, or the mean divergence."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netspectra.live.batches import call, main_output
+from netspectra.live.spill import Spill
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.calibrate import samples_in
 from netspectra.verbs.compress.objective import Objective
 
 __all__ = ["HeldOut", "is_causal", "perplexity"]
+
+LARGE = 1 << 22  # numbers of a batch's signal that need not stay in memory
 
 
 @dataclass(eq=False)
@@ -25,20 +28,21 @@ class HeldOut:
     Attributes:
         batches: what models are called with.
         objective: what is compared.
-        signals: of the original.
+        signals: of the original, as functions that load them: logits of a large vocabulary wait on disk.
         samples: how many.
     """
 
     batches: Sequence[Any]
     objective: Objective
-    signals: list[Tensor]
+    signals: list[Callable[[], Tensor]]
     samples: int
 
     @classmethod
     def of(cls, model: nn.Module, batches: Sequence[Any], objective: Objective) -> HeldOut:
         """Run the original."""
         with untouched(model), torch.no_grad():
-            signals = [objective.of(model, batch) for batch in batches]
+            spill = Spill()
+            signals = [_waiting(objective.of(model, batch), spill) for batch in batches]
         return cls(batches, objective, signals, sum(samples_in(batch) for batch in batches))
 
     def loss(self, model: nn.Module) -> float:
@@ -49,8 +53,8 @@ class HeldOut:
         """Loss a sample; with embeddings the mean cosine; with logits the share of equal first choices."""
         loss, alike, count = 0.0, 0.0, 0
         with untouched(model), torch.no_grad():
-            for batch, before in zip(self.batches, self.signals, strict=True):
-                after = self.objective.of(model, batch)
+            for batch, signal in zip(self.batches, self.signals, strict=True):
+                before, after = signal(), self.objective.of(model, batch)
                 loss += self.objective.distance(after, before)
                 if self.objective.kind == "divergence":
                     alike += float((after.argmax(-1) == before.argmax(-1)).sum())
@@ -62,6 +66,10 @@ class HeldOut:
         if count:
             found["agreement" if self.objective.kind == "divergence" else "cosine"] = alike / count
         return found
+
+
+def _waiting(signal: Tensor, spill: Spill) -> Callable[[], Tensor]:
+    return spill.put(signal) if signal.numel() > LARGE else lambda: signal
 
 
 def is_causal(model: nn.Module, batches: Sequence[Any]) -> bool:

@@ -12,9 +12,11 @@ from netspectra.forms import FORMS, Spec
 from netspectra.forms.place import names_of, place_
 from netspectra.verbs.compress.allocate import Choice
 
-__all__ = ["DENSE", "Replacement", "fitted", "replace_", "tried"]
+__all__ = ["DENSE", "Key", "Replacement", "fitted", "key_of", "replace_", "tried"]
 
 DENSE = "dense"
+Key = tuple[int, str, int]
+"""Of a site in one form and size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +36,18 @@ class Replacement:
     spec: Spec
 
 
-def fitted(choices: Sequence[Choice], known: dict[tuple[int, str, int], list[Replacement]]) -> list[Replacement]:
+def key_of(choice: Choice) -> Key:
+    """Under which key its replacements are known."""
+    return id(choice.site), choice.form, choice.size
+
+
+def fitted(choices: Sequence[Choice], known: dict[Key, list[Replacement]]) -> list[Replacement]:
     """The replacements of these choices; ``known`` keeps those that were fitted before."""
     found = []
     for choice in choices:
         if choice.form == DENSE:
             continue
-        key = (id(choice.site), choice.form, choice.size)
+        key = key_of(choice)
         if key not in known:
             form = FORMS[choice.form]
             specs = form.specs(choice.site, choice.size)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from netspectra.forms import Member, Site
 from netspectra.forms.factors import is_conv1d
+from netspectra.forms.shelf import Shelf
 from netspectra.linalg.moments import shrunk
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, WIDEST, Calibration, layers
 from netspectra.weight import Selection
 
-__all__ = ["Shrinkage", "Sites", "find_sites", "matrix"]
+__all__ = ["Members", "Shrinkage", "Sites", "find_sites", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,8 @@ def find_sites(
     """Every selected layer as a site of its own, and the groups among them as further ones."""
     modules = layers(model)
     left = _left(model, modules, calibration, selection)
-    members: dict[str, Member] = {}
-    for name, module in modules.items():
-        if name not in left:
-            members[name] = _member(name, module, calibration, shrinkage, centre)
+    makes = Members(calibration, shrinkage, centre)
+    members = {name: makes.member(name, module) for name, module in modules.items() if name not in left}
     norms = calibration.structure.norms if calibration is not None else {}
     sites = []
     for name, member in members.items():
@@ -126,26 +125,56 @@ def _parent(names: Any) -> str:
     return ".".join(shared)
 
 
-def _member(
-    name: str, module: nn.Module, calibration: Calibration | None, shrinkage: Shrinkage, centre: bool
-) -> Member:
-    W = matrix(module)
-    if calibration is None:
-        return Member(name, module, W)
-    inputs = calibration.inputs[calibration.owner[name]]
-    outputs = calibration.outputs.get(name)
-    centred = centre and inputs.total.dim() > 1 and isinstance(getattr(module, "bias", None), Tensor)
-    return Member(
-        name,
-        module,
-        W,
-        A=shrunk(inputs.covariance if centred else inputs.second, shrinkage.inputs),
-        G=None if outputs is None else shrunk(outputs.second, shrinkage.outputs),
-        mean=inputs.mean if centred else None,
-        positions=calibration.positions(name),
-        shape=calibration.shapes[name],
-        tokens=inputs.count,
-    )
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Makes members whose matrices exist only while they are worked on; layers with the same input share its moment.
+
+    Attributes:
+        calibration: what is known of the layers; None without data.
+        shrinkage: of the moments.
+        centre: whether errors are taken about the mean where there is a bias to fold the rest into.
+        shelf: what all members share.
+    """
+
+    calibration: Calibration | None
+    shrinkage: Shrinkage
+    centre: bool
+    shelf: Shelf = field(default_factory=Shelf)
+
+    def member(self, name: str, module: nn.Module) -> Member:
+        """The layer with what the calibration knows of it, which may be nothing."""
+        known, shelf = self.calibration, self.shelf
+
+        def weight() -> Tensor:
+            return shelf.get((name, "W"), lambda: matrix(module))
+
+        if known is None or name not in known.owner:
+            return Member(name, module, weight, shelf=shelf)
+        owner, share = known.owner[name], self.shrinkage
+        inputs, outputs = known.inputs[owner], known.outputs.get(name)
+        centred = self.centre and not inputs.diagonal and isinstance(getattr(module, "bias", None), Tensor)
+
+        def second() -> Tensor:
+            return shelf.get((owner, "A", centred), lambda: shrunk(
+                inputs.covariance if centred else inputs.second, share.inputs))  # fmt: skip
+
+        def gradients() -> Tensor:
+            assert outputs is not None
+            found = outputs
+            return shelf.get((name, "G"), lambda: shrunk(found.second, share.outputs))
+
+        return Member(
+            name,
+            module,
+            weight,
+            inputs=second,
+            outputs=None if outputs is None else gradients,
+            mean=inputs.mean if centred else None,
+            positions=known.positions(name),
+            shape=known.shapes.get(name, ()),
+            tokens=inputs.count,
+            shelf=shelf,
+        )
 
 
 def _outputs(module: nn.Module) -> int:
@@ -170,7 +199,7 @@ def _left(
         elif not selection.accepts(f"{name}.weight"):
             left[name] = "not selected"
         elif shared:
-            left[name] = f"tied to {shared[0]}"
+            left[name] = f"tied to {shared[0]}: every form replaces one layer, and both would have to change alike"
         elif not module.weight.is_floating_point():  # type: ignore[union-attr]
             left[name] = "its numbers are codes"
         elif calibration is not None and name not in calibration.owner:
@@ -187,5 +216,8 @@ def _left(
         own = [n for n, p in module.named_parameters(recurse=False) if p.dim() > 1]
         if own and name not in modules:
             for parameter in own:
-                left.setdefault(f"{name}.{parameter}".lstrip("."), f"{type(module).__name__} multiplies it by itself")
+                left.setdefault(
+                    f"{name}.{parameter}".lstrip("."),
+                    f"{type(module).__name__} multiplies it by itself: there is no layer to replace",
+                )
     return left

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from netspectra.checkpoint import SHARD
 from netspectra.errors import InputRefused
-from netspectra.forms import FORMS, Member, Site
+from netspectra.forms import FORMS, Site
 from netspectra.forms.place import Placed
-from netspectra.linalg.moments import shrunk
 from netspectra.live.build import skeleton, state_owners
 from netspectra.live.saved import Saved, same_config, save_tensors
 from netspectra.methods import METHODS
@@ -26,6 +25,7 @@ from netspectra.plan import Cost, Decision, Plan
 from netspectra.verbs.compress.allocate import Budget, Choice, Component, allocate, total
 from netspectra.verbs.compress.calibrate import Calibration, layers
 from netspectra.verbs.compress.options import CompressOptions
+from netspectra.verbs.compress.sites import Members, Shrinkage
 from netspectra.weight import ITEMSIZE, Index, Selection, Source, TensorRef, Weight
 
 __all__ = ["compress_stream"]
@@ -160,17 +160,8 @@ class _Reader:
 
     def site(self, name: str) -> Site:
         matrix = self.matrices[name]
-        module = matrix.module()
-        W = module.weight.detach().double()  # type: ignore[union-attr, operator]
-        member = Member(name, module, W.mT if matrix.embedding else W)
-        if self.calibration is not None and name in self.calibration.owner:
-            inputs = self.calibration.inputs[self.calibration.owner[name]]
-            outputs = self.calibration.outputs.get(name)
-            centred = self.options.centre and inputs.total.dim() > 1 and matrix.bias is not None
-            A = shrunk(inputs.covariance if centred else inputs.second, self.options.shrink_inputs)
-            G = None if outputs is None else shrunk(outputs.second, self.options.shrink_outputs)
-            member = Member(name, module, member.W, A, G, inputs.mean if centred else None,
-                            self.calibration.positions(name), tokens=inputs.count)  # fmt: skip
+        shrinkage = Shrinkage(self.options.shrink_inputs, self.options.shrink_outputs)
+        member = Members(self.calibration, shrinkage, self.options.centre).member(name, matrix.module())
         return Site(name, "embedding" if matrix.embedding else "linear", {"weight": member}, {}, self.method)
 
 
@@ -215,7 +206,7 @@ def _plan(source: Source, reader: _Reader, options: CompressOptions, progress: P
 
 
 def _unseen(reader: _Reader, site: Site) -> str:
-    if reader.calibration is not None and METHODS[reader.method].needs and site.member.A is None:
+    if reader.calibration is not None and METHODS[reader.method].needs and site.member.inputs is None:
         return "the calibration did not see it run"
     return ""
 

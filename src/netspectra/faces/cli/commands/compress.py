@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +12,15 @@ import typer
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
-from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.output import writable
+from netspectra.faces.cli.planned import opened, told
+from netspectra.faces.cli.progress import sharing
 
 if TYPE_CHECKING:
     import torch
 
     from netspectra.plan import Plan
     from netspectra.verbs.compress.options import CompressOptions
-    from netspectra.weight import Source
 
 EXAMPLES = (
     "Examples: netspectra compress ./model --keep 0.5 --calibration texts.txt -o ./smaller --html report.html; "
@@ -63,7 +63,9 @@ def compress(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a batch; by default 32, fewer where memory asks for it.")
+    ] = None,
     moments: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
     ] = None,
@@ -120,8 +122,8 @@ def compress(
             )
         _streamed(path, None if plan_only else out, options, moments, given, plan, html, json_out, quiet)
         return
-    source, network, batches = _opened(path, model, calibration, samples, tokens, batch_size)
-    with _progress(quiet) as progress:
+    source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
+    with sharing(quiet=quiet) as progress:
         made = _planned(network, options, batches, moments, given, progress)
         if not plan_only:
             made.apply(network)
@@ -137,18 +139,7 @@ def compress(
             from netspectra.live.export import export as exported
 
             print(exported(network, file, (batches or [None])[0]), file=sys.stderr)
-    _told(made, html, json_out, plan if given is None else None, quiet)
-
-
-def _told(made: Plan, html: str | None, json_out: str | None, plan: Path | None, quiet: bool) -> None:
-    """Write and show what was planned."""
-    if html is not None:
-        write(html, made.to_html())
-    if json_out is not None:
-        write(json_out, made.to_json())
-    if not quiet and "-" not in (html, json_out):
-        _show(made)
-    tell_files(html, json_out, plan)
+    told(made, html, json_out, plan if given is None else None, quiet)
 
 
 def _streamed(
@@ -172,38 +163,13 @@ def _streamed(
             f"{moments}: no such file; with --stream moments are read, a run with --calibration writes them"
         )
     known = Calibration.load(moments) if moments is not None else None
-    with _progress(quiet) as progress:
+    with sharing(quiet=quiet) as progress:
         made, saved = compress_stream(open_source(path), out, options, calibration=known, plan=given, progress=progress)
     if plan is not None and given is None:
         made.save(plan)
     if saved is not None:
         print(saved, file=sys.stderr)
-    _told(made, html, json_out, plan if given is None else None, quiet)
-
-
-def _opened(
-    path: str, make: str | None, calibration: Path | None, samples: int, tokens: int, size: int
-) -> tuple[Source, torch.nn.Module, list[Any] | None]:
-    """The checkpoint, its live model, and calibration batches for it."""
-    from netspectra.live.build import build, factory
-    from netspectra.live.samples import is_tensors, read_samples, tensor_batches, text_batches, tokenizer
-    from netspectra.sources import open as open_source
-
-    source = open_source(path)
-    if calibration is None:
-        return source, build(source, factory(make) if make else None), None
-    if is_tensors(calibration):
-        batches = tensor_batches(open_source(calibration), size=size)[: max(1, samples // size)]
-        return source, build(source, factory(make) if make else None), batches
-    texts, words = _spread(read_samples(calibration), samples), tokenizer(source)
-    network = build(source, factory(make) if make else None)
-    texts.sort(key=len)  # alike lengths in a batch: less padding
-    return source, network, text_batches(texts, words, network, size=size, longest=tokens)
-
-
-def _spread(texts: list[str], count: int) -> list[str]:
-    """At most ``count`` of them, evenly from the whole file."""
-    return texts if len(texts) <= count else [texts[i * len(texts) // count] for i in range(count)]
+    told(made, html, json_out, plan if given is None else None, quiet)
 
 
 def _planned(
@@ -222,31 +188,3 @@ def _planned(
     if moments is not None and known is None and shop.calibration is not None:
         shop.calibration.save(moments)
     return made
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """Draw what is being done on stderr, where that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda what, share: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(what: str, share: float) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=1.0)
-            bar.update(tasks[what], completed=share)
-
-        yield tell
-
-
-def _show(plan: Plan) -> None:
-    """The plan as a table, and what was measured, on stdout."""
-    from netspectra.faces.cli.table import show_plan
-
-    show_plan(plan)

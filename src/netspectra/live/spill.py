@@ -1,0 +1,62 @@
+"""Tensors that wait in a temporary file for as long as somebody may ask for them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netspectra.errors import EnvironmentFailure
+
+__all__ = ["Spill"]
+
+
+@dataclass(eq=False)
+class Spill:
+    """A nameless temporary file (``TMPDIR`` says where); it goes when the last of its tensors goes.
+
+    >>> load = Spill().put(torch.arange(6).reshape(2, 3))
+    >>> load()
+    tensor([[0, 1, 2],
+            [3, 4, 5]])
+    """
+
+    _file: IO[bytes] = field(default_factory=tempfile.TemporaryFile, repr=False)
+
+    def put(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Write a tensor of any dtype; what comes back loads it, on its device.
+
+        Raises:
+            EnvironmentFailure: the disk is full.
+        """
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        try:
+            place = self._file.seek(0, 2)
+            flat.numpy().tofile(self._file)
+            self._file.flush()
+        except OSError as wrong:
+            folder = tempfile.gettempdir()
+            raise EnvironmentFailure(f"{folder}: full ({wrong.strerror}); set TMPDIR to a roomier disk") from None
+        return _Waiting(self._file, place, flat.numel(), tuple(tensor.shape), tensor.dtype, tensor.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """Where one tensor lies in the file."""
+
+    file: IO[bytes]
+    place: int
+    size: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: Any
+
+    def __call__(self) -> Tensor:
+        self.file.seek(self.place)
+        found = torch.from_numpy(np.fromfile(self.file, dtype=np.uint8, count=self.size))
+        return found.view(self.dtype).reshape(self.shape).to(self.device)

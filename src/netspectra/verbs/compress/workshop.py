@@ -1,0 +1,250 @@
+"""All that planning and applying share: data, moments, what every layer can become, what was fitted so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netspectra.errors import InputRefused
+from netspectra.forms import FORMS, Site
+from netspectra.live.batches import selected
+from netspectra.live.untouched import untouched
+from netspectra.plan import Cost
+from netspectra.verbs.compress.allocate import Choice, Component, Option, components, grouped
+from netspectra.verbs.compress.calibrate import (
+    Calibration,
+    calibrate,
+    fitting,
+    layers,
+    mixed,
+    samples_in,
+    spread_out,
+)
+from netspectra.verbs.compress.latency import Clock
+from netspectra.verbs.compress.objective import Objective, as_objective
+from netspectra.verbs.compress.options import CompressOptions
+from netspectra.verbs.compress.quality import HeldOut
+from netspectra.verbs.compress.replace import DENSE, Key, Replacement, fitted, key_of, tried
+from netspectra.verbs.compress.sites import Shrinkage, Sites, find_sites
+from netspectra.weight import Selection
+
+__all__ = ["Progress", "Workshop", "gathered", "opened", "split", "vocabulary"]
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and how much of it is, 0 ... 1."""
+
+
+@dataclass(eq=False)
+class Workshop:
+    """All that planning makes and applying needs: data, moments, choices, fits.
+
+    Attributes:
+        model: the original, untouched while planning.
+        options: what is asked.
+        batches: the calibration ones, those with tokens drawn anew last.
+        held: held-out batches and the original's signals; None without data.
+        calibration: moments; None without data.
+        sites: what can be decided on.
+        parts: their components.
+        clock: measured times.
+        fits: replacements made so far.
+        kept: what refitting and healing did to the held-out loss.
+        chosen: the options of the plan.
+        finished: the modules to place, refitted and healed; made when the plan is first applied.
+    """
+
+    model: nn.Module
+    options: CompressOptions
+    batches: list[Any]
+    held: HeldOut | None
+    calibration: Calibration | None
+    sites: Sites
+    parts: list[Component]
+    clock: Clock
+    fits: dict[Key, list[Replacement]] = field(default_factory=dict)
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    finished: list[Replacement] | None = None
+    chosen: Sequence[Option] = ()
+
+    @property
+    def choices(self) -> dict[int, tuple[Choice, ...]]:
+        """Every site's choices."""
+        return {key: found for part in self.parts[:1] for key, found in part.choices.items()}
+
+    def fit(self, chosen: Sequence[Option]) -> list[Replacement]:
+        """The modules that these options ask for."""
+        return fitted([choice for option in chosen for choice in option.choices], self.fits)
+
+    def settle(self, chosen: Sequence[Option]) -> None:
+        """Decide on these options; what was fitted for others is let go."""
+        self.chosen = chosen
+        wanted = {key_of(choice) for option in chosen for choice in option.choices}
+        self.fits = {key: modules for key, modules in self.fits.items() if key in wanted}
+
+    def judged(self, chosen: Sequence[Option]) -> dict[str, float]:
+        """Held-out measures of the model with these options."""
+        assert self.held is not None
+        with tried(self.model, self.fit(chosen)) as changed:
+            return self.held.measure(changed)
+
+
+def gathered(model: nn.Module, data: Any) -> list[Any]:
+    """Batches out of what a user gives: a list, a DataLoader, a callable that gives one, or one tensor or mapping."""
+    if callable(data) and not isinstance(data, Iterable):
+        data = data()
+    if isinstance(data, Tensor | Mapping):
+        data = [data]
+    if not isinstance(data, Iterable):
+        raise InputRefused(f"calibration data is {type(data).__name__}: give batches, or a function that returns them")
+    batches = [fitting(model, batch) for batch in data]
+    if not batches:
+        raise InputRefused("the calibration holds no batch; give at least one")
+    return batches
+
+
+def split(batches: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
+    """Calibration and held-out samples: every so manieth of each batch, so that both see the same kinds.
+
+    >>> kept, held = split([torch.arange(8)], 0.25)
+    >>> kept[0].tolist(), held[0].tolist()
+    ([0, 1, 2, 4, 5, 6], [3, 7])
+    """
+    if share <= 0:
+        return list(batches), []
+    kept, held, step = [], [], max(2, round(1 / share))
+    for batch in batches:
+        place = torch.arange(samples_in(batch))
+        judging = place % step == step - 1
+        if not judging.any():
+            kept.append(batch)
+            continue
+        kept.append(selected(batch, place[~judging], len(place)))
+        held.append(selected(batch, place[judging], len(place)))
+    if not held and len(kept) > 1:
+        held.append(kept.pop())
+    return kept, held
+
+
+def opened(
+    model: nn.Module, options: CompressOptions, data: Any, known: Calibration | None, progress: Progress
+) -> tuple[Workshop, Objective | None]:
+    """Calibrate, find the sites, and say what each can become; and the objective, where there is data."""
+    batches: list[Any] = []
+    held_batches: list[Any] = []
+    extra: list[Any] = []
+    objective = None
+    if data is not None:
+        batches, held_batches = split(gathered(model, data), options.held_out)
+        with untouched(model):
+            objective = as_objective(options.objective, model, batches[0])
+        extra = _extra(model, options, batches)
+    if known is None and data is not None:
+        selection = Selection(options.include, options.exclude)
+        wanted = {name: m for name, m in layers(model).items() if selection.accepts(f"{name}.weight")}
+        if not wanted:
+            raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
+        known = _moments(model, options, batches, extra, wanted, objective, progress)
+    held = HeldOut.of(model, held_batches, objective) if held_batches and objective else None
+    method = options.method or ("plain" if known is None else "two_sided" if known.outputs else "whitened")
+    sites = find_sites(
+        model,
+        known,
+        Selection(options.include, options.exclude),
+        method=method,
+        shrinkage=Shrinkage(options.shrink_inputs, options.shrink_outputs),
+        centre=options.centre,
+    )
+    if not sites.found:
+        raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
+    clock = Clock()
+    shop = Workshop(model, options, batches + extra, held, known, sites, [], clock)
+    choices: dict[int, tuple[Choice, ...]] = {}
+    for group in grouped(sites.found):  # what shares layers in a row: they are decomposed while at hand
+        for site in group:
+            choices[id(site)] = tuple(_choices(shop, site))
+            progress("decomposing", len(choices) / len(sites.found))
+    shop.parts = components(choices)
+    return shop, objective
+
+
+def _moments(
+    model: nn.Module,
+    options: CompressOptions,
+    batches: Sequence[Any],
+    extra: Sequence[Any],
+    wanted: Mapping[str, nn.Module],
+    objective: Objective | None,
+    progress: Progress,
+) -> Calibration:
+    """Moments of the batches, and a share of them from the same batches with other tokens."""
+    objective = objective if options.backward else None
+    count = sum(map(samples_in, [*batches, *extra]))
+
+    def run(some: Sequence[Any], before: int, loss: Objective | None) -> Calibration:
+        return calibrate(
+            model,
+            some,
+            wanted,
+            loss,
+            probes=options.probes,
+            seed=options.seed,
+            progress=lambda samples: progress("calibrating", (before + samples) / count),
+        )
+
+    main = run(batches, 0, objective)
+    return mixed(main, run(extra, main.samples, None), options.spread) if extra else main
+
+
+def _extra(model: nn.Module, options: CompressOptions, batches: Sequence[Any]) -> list[Any]:
+    """Half as many batches as there are, with a third or all of their tokens drawn anew, where that is asked for."""
+    if not options.spread:
+        return []
+    generator = torch.Generator().manual_seed(options.seed)
+    found = [
+        spread_out(batch, vocabulary(model), 1.0 if place % 2 else 0.3, generator)
+        for place, batch in enumerate(batches[::2])
+        if isinstance(batch, Mapping) and "input_ids" in batch
+    ]
+    if not found:
+        raise InputRefused("spread draws tokens anew, but these batches have no input_ids; leave it at 0")
+    return found
+
+
+def vocabulary(model: nn.Module) -> int:
+    """How many tokens the model's largest embedding knows."""
+    return max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=1)
+
+
+def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
+    """What a site can become, the dense one first."""
+    options = shop.options
+    timed = options.timed if options.timed is not None else options.latency
+    never_slower = options.never_slower if options.never_slower is not None else options.latency
+    dense_ms = shop.clock.dense(site) if timed or never_slower else None
+    itemsize = next(iter(site.members.values())).module.weight.element_size()  # type: ignore[operator, union-attr]
+    flops = sum(m.W.numel() * m.positions for m in site.members.values() if site.kind != "embedding")
+    yield Choice(site, DENSE, 0, Cost(site.parameters, site.parameters * itemsize, flops, dense_ms), 0.0)
+    for name, form in FORMS.items():
+        if site.kind not in form.kinds or (options.forms and name not in options.forms):
+            continue
+        if (options.portable and not form.portable) or form.refuses(site):
+            continue
+        curve = form.curve(site)
+        if not len(curve.sizes):
+            continue
+        ms = shop.clock.curve(site, name, curve.sizes) if dense_ms is not None else None
+        size_bytes = curve.parameters * itemsize if curve.bytes is None else curve.bytes
+        for i, size in enumerate(curve.sizes):
+            if curve.parameters[i] >= site.parameters or (never_slower and ms is not None and ms[i] >= dense_ms):
+                continue
+            cost = Cost(
+                int(curve.parameters[i]),
+                int(size_bytes[i]),
+                float(curve.flops[i]),
+                None if ms is None else float(ms[i]),
+            )
+            yield Choice(site, name, int(size), cost, float(curve.losses[i]))
