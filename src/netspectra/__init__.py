@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from netspectra.doors.analysis import analyze
     from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.distillation import distill, expressivity
     from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
     from netspectra.doors.interpretation import interpret
@@ -67,7 +68,9 @@ __all__ = [
     "change_points",
     "compare",
     "compress",
+    "distill",
     "drift",
+    "expressivity",
     "geometry",
     "initialize_",
     "interpret",
@@ -95,6 +98,8 @@ _HOME = {
     "save": "netspectra.doors.compression",
     "DriftReference": "netspectra.doors.drift",
     "drift": "netspectra.doors.drift",
+    "distill": "netspectra.doors.distillation",
+    "expressivity": "netspectra.doors.distillation",
     "geometry": "netspectra.doors.geometry",
     "change_points": "netspectra.doors.series",
     "interpret": "netspectra.doors.interpretation",

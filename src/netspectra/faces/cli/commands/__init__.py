@@ -18,6 +18,7 @@ FILES = (
     "trainability",
     "compress",
     "normalize",
+    "distill",
     "interpret",
     "demo",
     "lists",
