@@ -221,9 +221,9 @@ def _connected(run: RayRun) -> Iterator[Any]:
         undo.enter_context(_replaced("ray._private.worker", "print_to_stdstream", _tell))
         options |= {"namespace": "netspectra", "log_to_driver": False, "logging_level": "ERROR"}
         undo.callback(ray.shutdown)
-        with _own_sigterm():
-            _join(ray, run._where, job_config=_no_code(), **options)
         try:
+            with _own_sigterm():
+                _join(ray, run._where, job_config=_no_code(), **options)
             yield ray
         except BaseException:  # who interrupts does not wait for Ray: what it wrote goes first
             if folder:
