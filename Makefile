@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow test-ray ray check format docs bench clean help
+.PHONY: demo test test-slow test-remote test-ray check format docs bench clean help
 
 help:
 	@echo "make demo       analyze a real trained model and write its report"
 	@echo "make test       run the tests            make test-slow  the slow and networked ones"
+	@echo "make test-remote  the ones that need an S3 server on loopback"
 	@echo "make test-ray   install Ray, test with a cluster of several nodes on this machine (minutes)"
 	@echo "make check      ruff, pyright, the law of dependency"
 	@echo "make docs       build the documentation  make bench      run the benchmarks"
@@ -34,6 +35,10 @@ $(VENV)/.test: $(VENV)/.package
 	$(PIP) --editable '.[test]'
 	@touch $@
 
+$(VENV)/.test-remote: $(VENV)/.package
+	$(PIP) --editable '.[test-remote]'
+	@touch $@
+
 $(VENV)/.ray: $(VENV)/.test
 	$(PIP) --editable '.[ray]'
 	@touch $@
@@ -53,7 +58,7 @@ $(VENV)/.bench: $(VENV)/.package
 demo: $(VENV)/.minilm
 	$(BIN)/netspectra demo
 
-test test-slow test-ray: export OMP_NUM_THREADS = 1
+test test-slow test-remote test-ray: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.test $(VENV)/.minilm
 	$(BIN)/python -m pytest $(TWO)
@@ -61,7 +66,8 @@ test: $(VENV)/.test $(VENV)/.minilm
 test-slow: $(VENV)/.test $(VENV)/.minilm
 	$(BIN)/python -m pytest -m 'slow or network'
 
-ray: $(VENV)/.ray
+test-remote: $(VENV)/.test-remote
+	$(BIN)/python -m pytest -m remote tests/sources
 
 test-ray: $(VENV)/.ray
 	$(BIN)/python -m pytest -m ray tests/run

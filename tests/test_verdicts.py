@@ -32,10 +32,17 @@ def power(alpha, n=400):
     return with_values(np.arange(1, n + 1) ** (-0.5 / (alpha - 1)))
 
 
+def on_levels(w, levels=15):
+    """Rounded to whole steps of the largest entry, in float32 as quantized checkpoints are decoded."""
+    step = np.abs(w).max() / (levels // 2)
+    return (np.round(w / step) * step).astype(np.float32)
+
+
 SPEAKS = {
     "zero": np.zeros((30, 30)),
     "rank-deficient": noise(60, 8) @ noise(8, 60),
     "dead-units": np.concatenate([noise(40, 60), np.zeros((2, 60))]),
+    "rounded": on_levels(power(1.6, 120)),
     "ill-conditioned": with_values(np.geomspace(1, 1e-8, 60)),
     "concentrated": noise(60, 80) + 5,
     "outlier-spike": noise(60, 80) + 2,

@@ -15,21 +15,26 @@ import netspectra as ns
 
 STD = 0.05
 BATCH, STEPS, WIDTH, NOISE = 128, 3000, 64, 8
+RATE = 1e-3  # of Adam
 CRITIC_STEPS = 5  # of WGAN-GP, as its authors have it
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended: modes held, share of samples near one, Lipschitz used and allowed, output of the critic."""
+    """How one run ended: modes held, share of samples near one, Lipschitz used and allowed, output of the critic.
+
+    ``path`` has the modes held after each sixth of the steps.
+    """
 
     modes: int
+    path: list[int]
     near: float
     used: float
     budget: float
     scale: float
     diverged: bool
     seconds: float
-    samples: Tensor
+    samples: list[list[float]]
 
 
 def ring() -> Tensor:
@@ -60,6 +65,16 @@ CONSTRAINTS: dict[str, Callable[[nn.Sequential], object]] = {
     "exact, product 1": lambda critic: ns.normalize_(critic, budget=1.0),
     "exact, product 20": lambda critic: ns.normalize_(critic, budget=20.0),
 }
+BUDGETED, PENALISED = "exact, product 20", "WGAN-GP"
+METHODS = (*CONSTRAINTS, PENALISED)
+
+
+def held(samples: Tensor, centres: Tensor) -> tuple[int, float]:
+    """Modes with a fifth of their share of the samples within three standard deviations; share of samples there."""
+    distance, nearest = torch.cdist(samples.nan_to_num(1e9), centres).min(1)
+    hit = distance < 3 * STD
+    counts = torch.bincount(nearest[hit], minlength=len(centres))
+    return int((counts >= 0.2 * len(samples) / len(centres)).sum()), float(hit.float().mean())
 
 
 def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcome:
@@ -67,20 +82,26 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
     started = time.process_time()
     torch.manual_seed(seed)
     generator, critic = mlp(NOISE, 2), mlp(2, 1)
-    penalised = method == "WGAN-GP"
+    penalised = method == PENALISED
     if not penalised:
         CONSTRAINTS[method](critic)
     betas = (0.0, 0.9) if penalised else (0.5, 0.999)
-    for_g = torch.optim.Adam(generator.parameters(), lr=1e-3 if not penalised else 1e-4, betas=betas)
-    for_d = torch.optim.Adam(critic.parameters(), lr=1e-3 if not penalised else 1e-4, betas=betas)
+    for_g = torch.optim.Adam(generator.parameters(), lr=RATE, betas=betas)
+    for_d = torch.optim.Adam(critic.parameters(), lr=RATE, betas=betas)
 
     def real() -> Tensor:
         return centres[torch.randint(len(centres), (BATCH,))] + STD * torch.randn(BATCH, 2)
 
-    for _ in range(steps):
+    eyes, path = torch.Generator().manual_seed(seed), []
+
+    def look() -> Tensor:
+        with torch.no_grad():
+            return generator(torch.randn(2000, NOISE, generator=eyes))
+
+    for step in range(1, steps + 1):
         for _ in range(CRITIC_STEPS if penalised else 1):
             x, fake = real(), generator(torch.randn(BATCH, NOISE)).detach()
-            on_real, on_fake = critic(x), critic(fake)
+            on_real, on_fake = critic(torch.cat([x, fake])).chunk(2)
             if penalised:
                 between = torch.lerp(x, fake, torch.rand(BATCH, 1)).requires_grad_()
                 (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
@@ -95,25 +116,24 @@ def train(centres: Tensor, method: str, seed: int, steps: int = STEPS) -> Outcom
         for_g.zero_grad()
         loss.backward()
         for_g.step()
-    with torch.no_grad():
-        samples = generator(torch.randn(2000, NOISE))
+        if step % (steps // 6) == 0:
+            path.append(held(look(), centres)[0])
+    samples = look()
     diverged = not bool(torch.isfinite(samples).all())
-    distance, nearest = torch.cdist(samples.nan_to_num(1e9), centres).min(1)
-    hit = distance < 3 * STD
-    counts = torch.bincount(nearest[hit], minlength=len(centres))
-    held = int((counts >= 0.2 * len(samples) / len(centres)).sum())
+    modes, near = held(samples, centres)
     critic.eval()
     x = real()
     meter = ns.lipschitz(critic, torch.cat([x, samples[:BATCH]])) if not diverged else None
     with torch.no_grad():
         scale = float(critic(x).abs().mean())
     return Outcome(
-        held,
-        float(hit.float().mean()),
+        modes,
+        path,
+        near,
         meter.used if meter else math.nan,
         meter.budget if meter else math.nan,
         scale,
         diverged,
         time.process_time() - started,
-        samples[:500],
+        samples[:500].tolist(),
     )

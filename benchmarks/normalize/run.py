@@ -1,4 +1,4 @@
-"""What is left of a convolution's norm when its reshaped kernel is normalized, and when the operator is."""
+"""What is left of a convolution's norm when its reshaped kernel is normalized, and when the operator is; its price."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import netspectra as ns
+from benchmarks.normalize import accuracy
 from benchmarks.results import keep, table
+from netspectra.linalg.threads import threads
 
 HERE = Path(__file__).parent
 
@@ -44,14 +46,17 @@ def told(numbers: dict[str, float], digits: int = 3) -> str:
 
 
 def main(quick: bool = False) -> None:
-    rows = left_over(quick)
+    with threads(1):
+        rows, digits = left_over(quick), accuracy.study(quick)
     lines = [(r["kernel"], r["stride"], r["groups"], told(r["torch"]), told(r["ours"], 4)) for r in rows]
     page = (
         "Operator norm of 16 -> 16 convolutions on a 16 x 16 grid that were normalized to 1: median (least .. largest) "
         "of 10 random kernels, in eval mode. torch normalizes the reshaped kernel.\n\n"
         + table(("kernel", "stride", "groups", "torch spectral_norm", "ns.spectral_norm"), lines)
+        + "\n\n"
+        + accuracy.page(digits)
     )
     if quick:
         print(page)
     else:
-        keep(HERE, "What is left of a norm", {"norms": rows}, page)
+        keep(HERE, "What is left of a norm", {"norms": rows, "accuracy": digits}, page)

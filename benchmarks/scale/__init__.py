@@ -1,0 +1,1 @@
+"""Checkpoints of real size: written with known spectra, analysed, compared, projected."""

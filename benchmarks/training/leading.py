@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.results import table
 from netspectra.linalg.lanczos import golub_kahan
+from netspectra.live.conditions import plain_kernels
 from netspectra.live.jacobian import Jacobian
-from netspectra.live.trace import plain_kernels
 from netspectra.live.untouched import untouched
 from netspectra.verbs.train.spectra import leading
 
@@ -113,7 +114,12 @@ def page(found: dict[str, Any]) -> str:
     head = ["model", "J", "median error", "worst error", "time, and of the exact Jacobian"]
     late = [row["model"] for row in found["rows"] if row["worst"] > 0.01]
     why = (
-        f" Beyond it: {', '.join(late)}; a flat edge of the spectrum is what Krylov methods find last." if late else ""
+        f" Beyond it: {', '.join(late)}. A large square matrix of independent numbers, whose spectrum ends in a flat "
+        f"edge, has a bidiagonal form with equal entries; of it {STEPS} steps from any start leave 1 - cos(pi / "
+        f"{2 * STEPS + 2}) = {1 - math.cos(math.pi / (2 * STEPS + 2)):.2%} of sigma_1: the mark is at the limit of "
+        "what products can find. `trainability` decomposes Jacobians of this size in full."
+        if late
+        else ""
     )
     return (
         f"## sigma_1(J)\n\n{found['products']} products against the exact Jacobian, {found['rows'][0]['networks']} "

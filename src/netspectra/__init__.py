@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from netspectra.doors.analysis import analyze
     from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
+    from netspectra.doors.distillation import distill, expressivity
+    from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
     from netspectra.doors.interpretation import interpret
+    from netspectra.doors.quantization import quantize
+    from netspectra.doors.series import change_points
     from netspectra.doors.training import initialize_, trainability
     from netspectra.errors import EnvironmentFailure, InputRefused, NetspectraError, NotDecomposable
     from netspectra.linalg.spectrum import Spectrum
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from netspectra.verbs.compare.result import Comparison
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
+    from netspectra.verbs.quantize.options import QuantizeOptions
     from netspectra.verbs.rank import rank
     from netspectra.verbs.train.findings import Trainability
     from netspectra.verbs.train.initialization import Initialization
@@ -48,6 +53,7 @@ __all__ = [
     "Analysis",
     "Comparison",
     "CompressOptions",
+    "DriftReference",
     "EnvironmentFailure",
     "Geometry",
     "Initialization",
@@ -56,13 +62,18 @@ __all__ = [
     "NotDecomposable",
     "OrthogonalityPenalty",
     "Plan",
+    "QuantizeOptions",
     "SpectralPenalty",
     "Spectrum",
     "Trainability",
     "__version__",
     "analyze",
+    "change_points",
     "compare",
     "compress",
+    "distill",
+    "drift",
+    "expressivity",
     "geometry",
     "initialize_",
     "interpret",
@@ -72,6 +83,7 @@ __all__ = [
     "open",
     "operator_norm",
     "pissa",
+    "quantize",
     "rank",
     "save",
     "spectral_norm",
@@ -88,8 +100,14 @@ _HOME = {
     "compress": "netspectra.doors.compression",
     "load": "netspectra.doors.compression",
     "save": "netspectra.doors.compression",
+    "DriftReference": "netspectra.doors.drift",
+    "drift": "netspectra.doors.drift",
+    "distill": "netspectra.doors.distillation",
+    "expressivity": "netspectra.doors.distillation",
     "geometry": "netspectra.doors.geometry",
+    "change_points": "netspectra.doors.series",
     "interpret": "netspectra.doors.interpretation",
+    "quantize": "netspectra.doors.quantization",
     "initialize_": "netspectra.doors.training",
     "trainability": "netspectra.doors.training",
     "EnvironmentFailure": "netspectra.errors",
@@ -107,6 +125,7 @@ _HOME = {
     "Comparison": "netspectra.verbs.compare.result",
     "CompressOptions": "netspectra.verbs.compress.options",
     "Geometry": "netspectra.verbs.geometry",
+    "QuantizeOptions": "netspectra.verbs.quantize.options",
     "rank": "netspectra.verbs.rank",
     "Trainability": "netspectra.verbs.train.findings",
     "Initialization": "netspectra.verbs.train.initialization",

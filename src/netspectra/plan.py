@@ -130,6 +130,10 @@ class Plan:
         """The same plan, able to `apply` itself."""
         return replace(self, _apply=apply)
 
+    def bits(self, decision: Decision) -> float:
+        """Bits that a number of the site as it was takes now, scales and corrections and the bias included."""
+        return 8 * decision.after.bytes / max(decision.before.parameters, 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for strict JSON."""
         return {
@@ -213,8 +217,9 @@ class Plan:
 
     def __str__(self) -> str:
         """The summary, and every site that is not left alone."""
+        bits = self.verb == "quantize"
         rows = [
-            f"{d.site}  {d.form} {d.size}  {d.before.parameters:,} -> {d.after.parameters:,}"
+            f"{d.site}  {d.form} {d.size}  {f'{self.bits(d):.2f} bits' if bits else _fewer(d)}"
             for d in self.decisions
             if d.form != "dense"
         ]
@@ -256,6 +261,10 @@ class Plan:
         if not isinstance(data, dict):
             raise InputRefused(f"{path}: is no plan: JSON of another kind")
         return cls.from_dict(data)
+
+
+def _fewer(decision: Decision) -> str:
+    return f"{decision.before.parameters:,} -> {decision.after.parameters:,}"
 
 
 def _measures(found: Mapping[str, float]) -> str:

@@ -156,6 +156,20 @@ def _rank_deficient(case: Case) -> Finding:
     return sentence, {"numerical_rank": rank, "count": len(s), "floor": s.floor}
 
 
+def _rounded(case: Case) -> Finding:
+    edge = case.metric("rounding_edge")
+    if edge is None or not edge.detail.get("of"):
+        return None
+    above, count = edge.detail["above"], edge.detail["of"]
+    if above == count:
+        return None
+    sentence = (
+        f"rounded to few levels ({edge.detail['grid']}): {count - above} of {count} singular values lie below the "
+        f"noise that this adds, {float(edge):.3g}"
+    )
+    return sentence, {"rounding_edge": float(edge), **edge.detail}
+
+
 def _dead_units(case: Case) -> Finding:
     dead = case.metric("dead_units")
     if dead is None or dead == 0:
@@ -331,6 +345,14 @@ RULES: tuple[Rule[Case], ...] = (
         "Lu et al. 2020, Commun. Comput. Phys. 28(5), arXiv 1903.06733",
         "check whether they are padding, pruned, or lost in training; they can be cut out",
         _dead_units,
+    ),
+    Rule(
+        "rounded",
+        "note",
+        "heuristic",
+        "Bennett 1948, Bell Syst. Tech. J. 27(3); Bandeira & van Handel 2016, arXiv 1408.6185",
+        "read tails, ranks and condition numbers from the original weights: below the noise they tell of the rounding",
+        _rounded,
     ),
     Rule(
         "ill-conditioned",

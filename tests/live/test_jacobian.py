@@ -8,8 +8,8 @@ from torch import nn
 
 from netspectra.linalg.algebra import dense
 from netspectra.linalg.lanczos import golub_kahan
+from netspectra.live.conditions import plain_kernels
 from netspectra.live.jacobian import Differences, Jacobian, NoForwardProducts, energies, pushed, sample_jacobians
-from netspectra.live.trace import plain_kernels
 from netspectra.live.untouched import untouched
 from tests.live.networks import NETWORKS, network
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from netspectra.errors import InputRefused
-from netspectra.live.trace import plain_kernels, traced, widened
+from netspectra.live.conditions import plain_kernels, widened
+from netspectra.live.trace import traced
 from netspectra.live.untouched import untouched
 from tests.live.networks import NETWORKS, First, Residual, network, tiny_gpt
 

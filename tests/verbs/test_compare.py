@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import netspectra as ns
+from netspectra.linalg.lattice import form_of
 from netspectra.verbs.compare.lineage import LINEAGES, RULES
 from netspectra.verbs.compare.matching import match, match_names
-from netspectra.verbs.compare.rounding import form_of
 from tests.checkpoints import small_model
 
 

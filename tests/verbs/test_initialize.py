@@ -17,8 +17,6 @@ def test_plain_networks_are_brought_to_the_target(activation, depth):
     model, x = plain(depth, 24, activation, 12), torch.randn(16, 12)
     found = ns.initialize_(model, x, seed=3)
     assert found.after.passes and (depth == 6 or not found.before.passes)
-    if activation is nn.GELU and depth > 6:
-        return  # its layers answer each other: signals pass, the target is only approached
     assert found.after.rms == pytest.approx(1, rel=0.06)
     assert all(abs(block.decades) < 0.03 for block in found.after.blocks)
 

@@ -278,3 +278,11 @@ def test_every_rule_says_what_to_do():
     for rule in RULES:
         assert rule.advice and rule.reference and rule.standing in ("established", "heuristic", "hypothesis")
     assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+def test_a_dead_network_is_told_and_where():
+    model = plain(4, 8, nn.ReLU)
+    model[2].bias.data.fill_(-100.0)
+    found = ns.trainability(model, torch.randn(4, 8))
+    assert found.verdicts[0].rule == "signal-lost" and "all of it in" in str(found)
+    assert found.to_json()

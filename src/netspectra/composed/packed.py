@@ -41,17 +41,17 @@ class CompressedCodes:
 
     def __call__(self, index: Index = ()) -> Tensor:
         """Decode, then select."""
-        from netspectra.composed.codes import scaled, spread, unpacked
+        from netspectra.composed.codes import scaled, spread
 
         (m, n), (a, b) = self.shape, self.grid
-        codes = unpacked(self.words(), self.bits, 1, n)
+        codes = _dense(self.words(), self.bits, n)
         middle = 2 ** (self.bits - 1)
         scale = self.scale().reshape(a, b)
         zero = scale.new_full((a, b), float(middle)).float()
         if self.zero is not None:
             stored = self.zero()
             plain = stored.reshape(a, b).float() + middle if not self.packed_zero else None
-            zero = unpacked(stored, self.bits, 0, a).float() if plain is None else plain
+            zero = _dense(stored.mT, self.bits, a).mT.float() if plain is None else plain
         columns = spread(n, -(-n // b))
         if self.g_idx is not None:
             order = self.g_idx().reshape(-1).long()
@@ -107,6 +107,15 @@ class AwqCodes:
         return found[index] if index else found
 
 
+def _dense(words: Tensor, bits: int, count: int) -> Tensor:
+    """Codes out of int32 words along the last axis, with no bits between them; some lie in two words."""
+    import torch
+
+    from netspectra.linalg.packing import unpack
+
+    return unpack(words.contiguous().view(torch.uint8)[:, : -(-count * bits // 8)], bits, count)
+
+
 # ---- compressed-tensors ------------------------------------------------------------------------------------------
 
 
@@ -125,10 +134,10 @@ def _compressed(group: Group) -> Answer:
     if len(bits) != 1:
         return f"{len(bits)} of the config's numbers of bits fit words of shape {list(words.shape)}"
     [width] = bits
-    m, n = shape or (words.shape[0], words.shape[1] * (32 // width))
+    m, n = shape or (words.shape[0], words.shape[1] * 32 // width)
     grid = _scale_grid(scale.shape, (m, n), "_g_idx" in group.members)
     zero = group.members.get("_zero_point")
-    packed_zero = zero is not None and zero.dtype == "int32" and zero.shape == (-(-grid[0] // (32 // width)), grid[1])
+    packed_zero = zero is not None and zero.dtype == "int32" and zero.shape == (-(-grid[0] * width // 32), grid[1])
     plain_zero = zero is not None and zero.dtype == "int8" and zero.shape == scale.shape
     if zero is not None and not (packed_zero or plain_zero):
         return f"zero points {zero.dtype} {list(zero.shape)} beside scales {list(scale.shape)}"
@@ -155,9 +164,11 @@ def _told_shape(group: Group) -> tuple[int, int] | None:
 
 def _fits(entry: dict[str, Any], words: tuple[int, ...], shape: tuple[int, int] | None) -> bool:
     bits = entry.get("num_bits")
-    if type(bits) is not int or bits not in BITS or entry.get("type", "int") != "int":
+    if type(bits) is not int or not 1 < bits <= 8 or entry.get("type", "int") != "int":
         return False
-    return shape is None or (shape[0] == words[0] and shape[1] >= 0 and -(-shape[1] // (32 // bits)) == words[1])
+    if shape is None:
+        return bits in BITS  # of others, the words do not say how many codes they hold
+    return shape[0] == words[0] and shape[1] >= 0 and -(-shape[1] * bits // 32) == words[1]
 
 
 def _scale_grid(scale: tuple[int, ...], shape: tuple[int, int], ordered: bool) -> tuple[int, int]:

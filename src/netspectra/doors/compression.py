@@ -78,7 +78,14 @@ def compress(
 
 
 def save(
-    model: torch.nn.Module, to: str | Path, *, like: Any = None, example: Any = None, largest: int = 5_000_000_000
+    model: torch.nn.Module,
+    to: str | Path,
+    *,
+    like: Any = None,
+    example: Any = None,
+    format: str = "netspectra",
+    plan: Plan | None = None,
+    largest: int = 5_000_000_000,
 ) -> Saved:
     """Write a model, compressed or not, so that it can be loaded elsewhere; all of it or nothing.
 
@@ -92,6 +99,9 @@ def save(
         like: the checkpoint it came from (a path or `open`'s answer): its tokenizer and other small files go along,
             and what was not changed is copied byte for byte.
         example: for ``.pt2`` and ``.onnx``, a batch: the call that is recorded, for any batch size and length.
+        format: how a quantized model is written: ``netspectra``, ``torchao``, ``compressed-tensors``, ``gguf``, or
+            ``dequantized``.
+        plan: of the quantization: a ``recipe.json`` of what was done goes along.
         largest: bytes of one file of weights, beyond which there are several and an index.
 
     Raises:
@@ -111,7 +121,12 @@ def save(
 
     if Path(to).suffix in SUFFIXES:
         return export(model, to, example)
-    return save(model, to, source=None if like is None else open_source(like), largest=largest)
+    source = None if like is None else open_source(like)
+    if plan is not None or format != "netspectra":
+        from netspectra.verbs.quantize.emit import emit
+
+        return emit(model, to, format, plan=plan, source=source)
+    return save(model, to, source=source, largest=largest)
 
 
 def load(folder: str | Path, model: torch.nn.Module | None = None) -> torch.nn.Module:

@@ -75,6 +75,7 @@ def initialize_(
     method: Method = "orthogonal",
     target: float = 1.0,
     branch: float | None = None,
+    mirror: bool = True,
     rescale: bool = True,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
@@ -84,10 +85,12 @@ def initialize_(
     """Initialise a network in place so that signals pass it; before and after are in the result.
 
     Matrices become orthogonal (one a gate, head part or group), kernels of stride 1 delta-orthogonal, norms one, biases
-    zero (an LSTM's forget gate one). Then each block's scale is set by its own Jacobian, measured on the batch, until
-    gradients keep their size through it. A residual branch is scaled at its last matrix (or the norm after it) to
-    1 / sqrt(number of branches) of its stream. Embeddings, and parameters whose use is not known, are left alone and
-    listed.
+    zero (an LSTM's forget gate one). Where an activation phi between two matrices of a plain network is not an odd
+    function, units come in pairs, z and -z: the network begins with phi(z) - phi(-z), which of ReLU, GELU and SiLU is
+    z, so that it is linear and keeps inputs apart at any depth. Then each block's scale is set by its own Jacobian,
+    measured on the batch, until gradients keep their size through it. A residual branch is scaled at its last matrix
+    (or the norm after it) to 1 / sqrt(number of branches) of its stream. Embeddings, and parameters whose use is not
+    known, are left alone and listed.
 
     Args:
         model: any module; written to only if all goes well.
@@ -96,6 +99,7 @@ def initialize_(
             fixes width but not depth, and no Jacobian); ``keep`` (only scale what is there).
         target: rms singular value of the end-to-end Jacobian, for networks without residual branches and norms.
         branch: rms singular value of a residual branch over that of its stream.
+        mirror: whether orthogonal weights come in mirrored pairs where a plain network has activations like ReLU.
         rescale: whether the Jacobian may set scales after the draw.
         include: globs of names of parameters to touch; all by default.
         exclude: globs of names to leave alone: ``"head.*"``.
@@ -108,9 +112,9 @@ def initialize_(
     Raises:
         InputRefused: as `trainability`.
 
-    Reference: Xiao et al. 2018, arXiv 1806.05393 (delta-orthogonal); Mishkin & Matas 2016, arXiv 1511.06422 (one
-    scale after another from data); Zhang, Dauphin & Ma 2019, arXiv 1901.09321 (branches); Yang, Simon & Bernstein
-    2023, arXiv 2310.17813 (spectral condition).
+    Reference: Xiao et al. 2018, arXiv 1806.05393 (delta-orthogonal); Balduzzi et al. 2017, arXiv 1702.08591 (mirrored
+    pairs); Mishkin & Matas 2016, arXiv 1511.06422 (one scale after another from data); Zhang, Dauphin & Ma 2019, arXiv
+    1901.09321 (branches); Yang, Simon & Bernstein 2023, arXiv 2310.17813 (spectral condition).
 
     >>> import torch, netspectra as ns
     >>> layers = [torch.nn.Linear(32, 32) for _ in range(30)]
@@ -127,6 +131,7 @@ def initialize_(
             method=method,
             target=target,
             branch=branch,
+            mirror=mirror,
             rescale=rescale,
             include=(include,) if isinstance(include, str) else tuple(include),
             exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),

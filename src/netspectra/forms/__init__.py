@@ -150,6 +150,8 @@ class Form(Protocol):
     """Kinds of sites it is for."""
     portable: bool
     """The replacement is made of stock torch modules, or is a stock module of smaller width."""
+    named: bool
+    """Chosen only where it is named: it saves bytes, but no parameters."""
 
     def refuses(self, site: Site) -> str:
         """Why it cannot replace this site; empty when it can."""

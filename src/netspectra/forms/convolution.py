@@ -63,6 +63,7 @@ class _Chain:
     """What the three forms share. A site has one member; fact ``batch_norm``: (name, module) that follows it."""
 
     portable = True
+    named = False
     kinds = frozenset({"convolution"})
 
     def refuses(self, site: Site) -> str:

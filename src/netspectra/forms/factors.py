@@ -73,6 +73,7 @@ class Factors:
     name = "factors"
     kinds = frozenset({"linear", "embedding"})
     portable = True
+    named = False
 
     def refuses(self, site: Site) -> str:
         """Refuse layers for which no rank of at least one saves anything."""

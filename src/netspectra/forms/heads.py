@@ -74,6 +74,7 @@ class _Heads:
     """What both forms share: the modules."""
 
     portable = False
+    named = False
 
     def empty(self, original: nn.Module, spec: Spec) -> HeadLinear:
         """A `HeadLinear`."""

@@ -71,6 +71,7 @@ class Joint:
     name = "joint"
     kinds = frozenset({"qkv"})
     portable = True
+    named = False
 
     def refuses(self, site: Site) -> str:
         """Refuse members of different inputs."""

@@ -25,6 +25,7 @@ class Neurons:
     name = "neurons"
     kinds = frozenset({"mlp"})
     portable = True
+    named = False
 
     def refuses(self, site: Site) -> str:
         """Refuse without activations: which neurons repeat others shows in data only."""

@@ -93,6 +93,7 @@ class Pivoted:
     name = "pivoted"
     kinds = frozenset({"linear"})
     portable = False
+    named = False
 
     def refuses(self, site: Site) -> str:
         """Refuse only what has no smaller rank."""

@@ -32,7 +32,7 @@ from netspectra.weight import InMemory, Source, TensorRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Saved", "load", "same_config", "save", "save_tensors"]
+__all__ = ["Saved", "go_along", "load", "same_config", "save", "save_config", "save_tensors", "state"]
 
 # What may go along from the checkpoint's folder: what describes, never weights, never code.
 BESIDE = frozenset((".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"))
@@ -68,7 +68,14 @@ class Saved:
         return f"{self.path}: {self.bytes:,} bytes, {how}"
 
 
-def save(model: nn.Module, to: str | Path, *, source: Source | None = None, largest: int = SHARD) -> Saved:
+def save(
+    model: nn.Module,
+    to: str | Path,
+    *,
+    source: Source | None = None,
+    beside: Callable[[Path], None] = lambda folder: None,
+    largest: int = SHARD,
+) -> Saved:
     """Write a model, compressed or not, as a folder that `load` reads: all of it or nothing.
 
     Safetensors only; tied parameters are written once and stay tied; every tensor keeps its dtype.
@@ -78,6 +85,7 @@ def save(model: nn.Module, to: str | Path, *, source: Source | None = None, larg
         to: the folder: new, empty, or one that was written by netspectra.
         source: the checkpoint it came from: tokenizer and other small files go along, and tensors that were not
             changed are copied byte for byte under their old dtype.
+        beside: writes more files into the folder.
         largest: bytes of one file of weights.
 
     Raises:
@@ -88,13 +96,16 @@ def save(model: nn.Module, to: str | Path, *, source: Source | None = None, larg
     config = stock_config(model) if is_transformers(model) else None
     if config is not None:
         with new_folder(to) as folder:
-            notes = _beside(folder, source)
+            notes = go_along(folder, source)
+            beside(folder)
             _save_stock(cast("PreTrainedModel", model), config, folder, largest)
             size = _bytes(folder)
         return Saved(str(to), size, True, 0, tuple(notes))
-    refs, tied = _state(model, source)
-    describe = partial(_save_config, cast("PreTrainedModel", model)) if is_transformers(model) else None
-    return save_tensors(refs, records, to, source=source, tied=tied, describe=describe, largest=largest)
+    refs, tied = state(model, source)
+    describe = partial(save_config, cast("PreTrainedModel", model)) if is_transformers(model) else None
+    return save_tensors(
+        refs, records, to, source=source, tied=tied, describe=describe, beside=beside, largest=largest
+    )  # fmt: skip
 
 
 def save_tensors(
@@ -105,6 +116,7 @@ def save_tensors(
     source: Source | None = None,
     tied: Mapping[str, str] | None = None,
     describe: Callable[[Path], None] | None = None,
+    beside: Callable[[Path], None] = lambda folder: None,
     stock: bool = False,
     largest: int = SHARD,
 ) -> Saved:
@@ -117,12 +129,14 @@ def save_tensors(
         source: whose small files go along.
         tied: other names of tensors, and the name they are written under.
         describe: writes the config into the folder; where there is one, transformers builds the model.
+        beside: writes more files into the folder.
         stock: the config says all there is to know, so that transformers' own loader finds the weights, too.
         largest: bytes of one file.
     """
     ours = describe is not None and not stock
     with new_folder(to) as folder:
-        notes = _beside(folder, source)
+        notes = go_along(folder, source)
+        beside(folder)
         if describe is not None:
             describe(folder)
         manifest = {"format": 1, "replacements": [one.to_dict() for one in records]} | ({"tied": tied} if tied else {})
@@ -200,7 +214,8 @@ def _save_stock(model: PreTrainedModel, config: Any, folder: Path, largest: int)
             model.config = before
 
 
-def _save_config(model: PreTrainedModel, folder: Path) -> None:
+def save_config(model: PreTrainedModel, folder: Path) -> None:
+    """Write ``config.json``, and ``generation_config.json`` where the model has one."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
@@ -209,7 +224,7 @@ def _save_config(model: PreTrainedModel, folder: Path) -> None:
         generation.save_pretrained(folder)
 
 
-def _state(model: nn.Module, source: Source | None) -> tuple[list[TensorRef], dict[str, str]]:
+def state(model: nn.Module, source: Source | None = None) -> tuple[list[TensorRef], dict[str, str]]:
     """Every tensor of the state dict once, and the other names of those that have several."""
     owners = state_owners(model)
     other = sorted(set(model.state_dict()) - {name for names in owners for name in names})
@@ -236,7 +251,7 @@ def _ref(name: str, tensor: Tensor, before: TensorRef | None) -> TensorRef:
                      problem)  # fmt: skip
 
 
-def _beside(folder: Path, source: Source | None) -> list[str]:
+def go_along(folder: Path, source: Source | None) -> list[str]:
     """Copy what describes the checkpoint; of a GGUF file, write the tokenizer that its metadata hold."""
     if source is None or source.root is None:
         return []

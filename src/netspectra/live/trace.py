@@ -3,85 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
-from torch.nn.parameter import UninitializedParameter
 
 from netspectra.errors import InputRefused
 from netspectra.live.batches import call, main_output, tensors
-from netspectra.live.bottlenecks import Node, bottlenecks, bypassed, first_sum
+from netspectra.live.blocks import Block, Call, Cut, segments
+from netspectra.live.bottlenecks import Node, bottlenecks
 
-__all__ = ["Block", "Call", "Trace", "freshly_normalized", "plain_kernels", "traced", "widened"]
-
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-_NARROW = (torch.float16, torch.bfloat16)
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of one submodule: its name, the shape it received and the interval of events it spanned."""
-
-    name: str
-    module: nn.Module
-    began: int
-    received: tuple[int, ...] = ()
-    ended: int = 0
-    node: Node = None
-
-    @property
-    def mixes(self) -> bool:
-        """Whether it holds a weight matrix of its own: what can stretch and mix the signal."""
-        if isinstance(self.module, (*_NORMS, nn.Embedding, nn.EmbeddingBag)):
-            return False
-        own = [*self.module.parameters(recurse=False)]
-        if isinstance(hidden := getattr(self.module, "parametrizations", None), nn.Module):
-            own += hidden.parameters()
-        return any(parameter.dim() > 1 for parameter in own)
-
-    @property
-    def kind(self) -> str:
-        """The class of the module, without the prefix that parametrization adds."""
-        return type(self.module).__name__.removeprefix("Parametrized")
-
-
-@dataclass(frozen=True, eq=False)
-class _Cut:
-    tensor: Tensor
-    node: Node
-    place: int
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """What happens between two tensors that everything must pass through.
-
-    Attributes:
-        name: of the module that holds its weights, or of several, joined by ``+``.
-        kind: classes of its outermost modules.
-        source: the tensor that enters.
-        target: the tensor that leaves.
-        calls: every module call inside, in order; those with weights say so by ``mixes``.
-        residual: whether the signal has a way around the weights.
-        sum: where that way and the branch meet, as a place in the graph; None where they do not simply add.
-        skipped: names of the modules on that way (a normalization after the sum).
-    """
-
-    name: str
-    kind: str
-    source: Tensor
-    target: Tensor
-    calls: tuple[Call, ...]
-    residual: bool
-    sum: GradientEdge | None = None
-    skipped: frozenset[str] = frozenset()
+__all__ = ["Trace", "traced"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,70 +49,6 @@ class Trace:
         return [self.start, *(block.target for block in self.blocks)]
 
 
-def widened(model: nn.Module, batch: Any) -> tuple[nn.Module, Any, tuple[str, ...]]:
-    """The model and its batch in float32, if they are in half precision: a copy, at the same values.
-
-    Products in half precision would drown what they measure; widening is exact.
-    """
-    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-        raise InputRefused("a lazy module has no weights yet: run one batch through the model first")
-    narrow = {p.dtype for p in (*model.parameters(), *model.buffers()) if p.dtype in _NARROW}
-    if not narrow:
-        return model, batch, ()
-    told = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow))
-    return copy.deepcopy(model).float(), _cast(batch), (f"stored in {told}, computed in float32 on a copy",)
-
-
-def freshly_normalized(model: nn.Module, batch: Any) -> tuple[str, ...]:
-    """Give batch norms that never saw data the statistics of this batch; what a reader should know of it.
-
-    As they are made they let everything through, and in training they do not. Call it inside `untouched`, which
-    restores the buffers.
-    """
-    fresh = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.num_batches_tracked is not None
-        and int(module.num_batches_tracked) == 0
-    ]
-    if not fresh:
-        return ()
-    momenta = [module.momentum for module in fresh]
-    try:
-        for module in fresh:
-            module.momentum, module.training = 1.0, True
-        with torch.no_grad():
-            call(model, batch)
-    finally:
-        for module, momentum in zip(fresh, momenta, strict=True):
-            module.momentum, module.training = momentum, False
-    return (f"{len(fresh)} batch norms never saw data: frozen at the statistics of this batch",)
-
-
-def _cast(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.float() if batch.dtype in _NARROW else batch
-    if isinstance(batch, Mapping):
-        return {key: _cast(value) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(_cast(value) for value in batch)
-    return batch
-
-
-@contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Gradients on, and no kernels that cannot be differentiated twice (fused attention, compiled graphs)."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with torch.inference_mode(False), torch.enable_grad(), kernel, torch.backends.cudnn.flags(enabled=False):
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-
-
 def traced(model: nn.Module, batch: Any, start: str = "") -> Trace:
     """Run the model once and find its blocks.
 
@@ -199,6 +70,7 @@ def traced(model: nn.Module, batch: Any, start: str = "") -> Trace:
         InputRefused: no floating input and no embedding, an unknown name, an output that does not depend on the
             start, or numbers that are not finite.
 
+    >>> from netspectra.live.conditions import plain_kernels
     >>> from netspectra.live.untouched import untouched
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> with untouched(model), plain_kernels():
@@ -227,7 +99,7 @@ def traced(model: nn.Module, batch: Any, start: str = "") -> Trace:
         again = _Recorder(model, given, recorder.embedding or recorder.first_embedding, batch)
         return again.run(value)
 
-    blocks, samples = recorder.blocks(begin, output), _samples(begin, output)
+    blocks, samples = segments(recorder.cuts(begin, output), recorder.calls), _samples(begin, output)
     return Trace(begin, output, recorder.origin, given is not None, recorder.unit, blocks, samples, rerun)
 
 
@@ -285,7 +157,7 @@ class _Recorder:
         self._integers = {t.data_ptr() for t in tensors(batch) if not t.is_floating_point() and t.numel()}
         self._clock = self._begun = 0
         self._open: list[Call] = []
-        self._calls: list[Call] = []
+        self.calls: list[Call] = []
         self._heard: list[tuple[bool, Tensor, Node, int]] = []  # returned or received, tensor, its node, when
 
     def run(self, value: Tensor | None = None) -> Tensor:
@@ -335,7 +207,7 @@ class _Recorder:
         self._clock += 1
         done = self._open.pop()
         done.ended = self._clock
-        self._calls.append(done)
+        self.calls.append(done)
         if self.start is None and self._starts(done, args, kwargs):
             return self._begin(done, output)
         heard = self._hear(True, [output])
@@ -372,68 +244,19 @@ class _Recorder:
             return carried
         return _replaced(output, value, carried)
 
-    def blocks(self, start: Tensor, output: Tensor) -> tuple[Block, ...]:
-        """Segments between bottlenecks, joined so that each begins with a weight matrix."""
-        cuts = self._cuts(start, output)
-        blocks: list[Block] = []
-        for below, above in itertools.pairwise(cuts):
-            calls = [c for c in self._calls if below.place <= c.began and c.ended <= above.place]
-            calls.sort(key=lambda c: c.began)
-            mixes = any(c.mixes for c in calls)
-            path = bypassed(above.node, below.node) if mixes else []
-            skipped = frozenset(c.name for c in calls if c.node in path)
-            block = _block(below, above, calls, path, skipped)
-            size = above.tensor.numel() == below.tensor.numel()  # pooling stands by itself: it shrinks every Jacobian
-            joins = blocks and not mixes and size and not (blocks[-1].residual and _has_parameters(calls))
-            waits = blocks and _idle(blocks[-1])
-            if joins or waits:
-                last = blocks.pop()
-                whole = [*last.calls, *calls]
-                low = _Cut(last.source, None, 0)
-                block = _block(low, above, whole, path, last.skipped | skipped)
-                if last.residual:
-                    block = replace(block, residual=True, sum=last.sum)
-            blocks.append(block)
-        return tuple(blocks)
-
-    def _cuts(self, start: Tensor, output: Tensor) -> list[_Cut]:
+    def cuts(self, start: Tensor, output: Tensor) -> list[Cut]:
         """Start, bottlenecks among what was heard, output."""
         first = start.view_as(start).grad_fn.next_functions[0][0]  # type: ignore[union-attr]  # the leaf's own node
         assert output.grad_fn is not None
-        places: dict[Node, _Cut] = {}
+        places: dict[Node, Cut] = {}
         for returned, tensor, node, when in self._heard:
             if tensor.grad_fn is not node:
                 continue  # changed in place since: no longer what was heard
             known = places.get(node)
             if known is None or (returned and when == known.place + 1):
-                places[node] = _Cut(tensor, node, when)
+                places[node] = Cut(tensor, node, when)
         inner = bottlenecks(output.grad_fn, first, list(places))
-        found = [_Cut(start, first, self._begun)]
+        found = [Cut(start, first, self._begun)]
         found += [places[node] for node in inner if node is not output.grad_fn and node is not first]
         heard = places.get(output.grad_fn)  # modules that are called later have no part in the output
-        return [*found, _Cut(output, output.grad_fn, heard.place if heard else self._clock)]
-
-
-def _has_parameters(calls: Sequence[Call]) -> bool:
-    """Whether there is a norm with weights, say; tables that are added to the signal do not count."""
-    modules = [c.module for c in calls if not isinstance(c.module, nn.Embedding | nn.EmbeddingBag)]
-    return any(True for module in modules for _ in module.parameters(recurse=False))
-
-
-def _idle(block: Block) -> bool:
-    """Whether a block neither weighs, normalises nor pools: it belongs to the next."""
-    weights = any(c.mixes for c in block.calls) or _has_parameters(block.calls)
-    return not weights and block.source.numel() == block.target.numel()
-
-
-def _block(below: _Cut, above: _Cut, calls: Sequence[Call], path: Sequence[Node], skipped: frozenset[str]) -> Block:
-    outer: list[Call] = []
-    for c in calls:
-        if not outer or c.began > outer[-1].ended:
-            outer.append(c)
-    told = [c for c in outer if any(i.mixes for i in calls if c.began <= i.began and i.ended <= c.ended)] or outer
-    name = " + ".join(c.name for c in told) or "functional"
-    kinds = " + ".join(c.kind for c in outer) or "functional"
-    meeting = first_sum(path[1:])  # the first is the start, which may be the sum of the block before
-    edge = GradientEdge(meeting, 0) if meeting is not None else None
-    return Block(name, kinds, below.tensor, above.tensor, tuple(calls), bool(path), edge, skipped)
+        return [*found, Cut(output, output.grad_fn, heard.place if heard else self._clock)]

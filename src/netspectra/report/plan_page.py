@@ -111,8 +111,12 @@ def _cards(document: Mapping[str, Any]) -> str:
         for what in ("parameters", "bytes"):
             before, after = totals["model_before"][what], totals["model_after"][what]
             cards.append((f"{after:,}", f"{what} ({after / max(before, 1):.1%} of {before:,})"))
-        kept = totals["selected_after"]["parameters"] / max(totals["selected_before"]["parameters"], 1)
-        cards.append((f"{kept:.1%}", "of the selected weights kept"))
+        if document.get("verb") == "quantize":
+            bits = 8 * totals["selected_after"]["bytes"] / max(totals["selected_before"]["parameters"], 1)
+            cards.append((f"{bits:.2f}", "bits a number of the selected weights, scales included"))
+        else:
+            kept = totals["selected_after"]["parameters"] / max(totals["selected_before"]["parameters"], 1)
+            cards.append((f"{kept:.1%}", "of the selected weights kept"))
     for name, value in _final(document).items():
         cards.append((_number(value), f"{name} on held-out data"))
     for name, value in finish.get("task", {}).items():
@@ -188,24 +192,18 @@ def _said(held: Mapping[str, Any], size: int | None) -> str:
 def decisions_table(document: Mapping[str, Any]) -> str:
     """Every decision as a table."""
     timed = any(d["before"]["milliseconds"] is not None for d in document["decisions"])
-    head = [
-        "layer",
-        "kind",
-        "form",
-        "size",
-        "parameters",
-        "kept",
-        "loss",
-        *(["ms before", "after"] if timed else []),
-        "why",
-    ]
+    coded = document.get("verb") == "quantize"
+    shown = ["rank", "bytes", "bits"] if coded else ["size", "parameters", "kept"]
+    head = ["layer", "kind", "form", *shown, "loss", *(["ms before", "after"] if timed else []), "why"]
     replaced = {d["reason"] for d in document["decisions"] if d["form"] != "dense"}
     common = next(iter(replaced)) if len(replaced) == 1 else ""  # said once, not on every line
     rows = []
     for d in document["decisions"]:
         before, after = d["before"], d["after"]
         share = after["parameters"] / before["parameters"] if before["parameters"] else 1.0
-        numbers = (d["size"] or "", f"{after['parameters']:,}", f"{share:.0%}", _number(d["loss"]))
+        bits = 8 * after["bytes"] / max(before["parameters"], 1)
+        left = (f"{after['bytes']:,}", f"{bits:.2f}") if coded else (f"{after['parameters']:,}", f"{share:.0%}")
+        numbers = (d["size"] or "", *left, _number(d["loss"]))
         cells = [
             f"<td><code>{html.escape(d['site'])}</code></td><td>{html.escape(d['kind'])}</td>",
             f"<td>{html.escape(d['form'])}</td>{''.join(map(_cell, numbers))}",

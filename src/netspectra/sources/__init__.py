@@ -15,10 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.errors import InputRefused
 from netspectra.registry import Registry
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.hub import fetched, looks_like_id
+from netspectra.sources.ranges import sampled
+from netspectra.sources.remote import AnyPath, RemotePath, is_address, remote
+from netspectra.sources.stored import opened
 from netspectra.views import Context, view
 from netspectra.weight import Source, TensorRef
 
@@ -38,19 +41,19 @@ class Format(Protocol):
     extra: str | None
     needs: tuple[str, ...]
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """Whether the path looks like this format: by content, not by suffix."""
         ...
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """Every file that holds the checkpoint's tensors, in order."""
         ...
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every tensor's name, shape, dtype and loader, reading headers only."""
         ...
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """What the checkpoint says of the model, in the words of a Hugging Face ``config.json``; empty if nothing."""
         ...
 
@@ -63,7 +66,8 @@ def open(origin: Any) -> Source:
 
     Args:
         origin: a live ``torch.nn.Module``; a mapping of names to tensors (a state dict, gradients, updates); or the
-            path of a checkpoint file or folder. A `Source` is returned as it is.
+            path of a checkpoint file or folder, on this machine, an address (``s3://bucket/model``, ``https://...``)
+            or an id of the hub. A `Source` is returned as it is.
 
     Raises:
         InputRefused: no such file, damaged, or of no known format; the text says what was found and what to do.
@@ -87,16 +91,8 @@ def open(origin: Any) -> Source:
     )
 
 
-def _open_path(origin: Path | str) -> Source:
-    path = Path(origin).expanduser()
-    try:
-        there = path.exists()
-    except (OSError, ValueError) as wrong:
-        raise InputRefused(f"{printable(str(path))}: cannot be a path: {wrong}") from None
-    if not there:
-        if not looks_like_id(str(origin)):
-            refuse(path, "no such file or folder")
-        path = fetched(str(origin))
+def _open_path(origin: str) -> Source:
+    path = _located(origin)
     if not path.is_dir():
         GUARD.regular(path)
     for reader in FORMATS.values():
@@ -109,8 +105,26 @@ def _open_path(origin: Path | str) -> Source:
                 config = reader.config(path)
                 weights, skipped = view(tensors, Context(config=config))
             identify = partial(_identify, reader, path, tensors, _decoding(config))
-            return Source(str(origin), reader.name, tensors, tuple(weights), tuple(skipped), identify, config, path)
+            told = str(path) if isinstance(path, RemotePath) else origin
+            root = path if isinstance(path, Path) else None
+            return Source(told, reader.name, tensors, tuple(weights), tuple(skipped), identify, config, root)
     refuse(path, _diagnosis(path))
+
+
+def _located(origin: str) -> AnyPath:
+    """The file or folder that a text names: an address, a path, or the id of a model on the hub."""
+    if is_address(origin):
+        return remote(origin)
+    path = Path(origin).expanduser()
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as wrong:
+        raise InputRefused(f"{printable(str(path))}: cannot be a path: {wrong}") from None
+    if there:
+        return path
+    if not looks_like_id(origin):
+        refuse(path, "no such file or folder")
+    return fetched(origin)
 
 
 @contextmanager
@@ -125,13 +139,13 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _must_have(reader: Format, path: Path) -> None:
+def _must_have(reader: Format, path: AnyPath) -> None:
     missing = [module for module in reader.needs if find_spec(module) is None]
     if missing:
         refuse(path, f"{reader.name} needs {', '.join(missing)}: pip install 'netspectra[{reader.extra}]'")
 
 
-def _diagnosis(path: Path) -> str:
+def _diagnosis(path: AnyPath) -> str:
     """What a path that no reader claims most likely is, and what to do."""
     known = ", ".join(FORMATS)
     if path.is_dir():
@@ -141,7 +155,7 @@ def _diagnosis(path: Path) -> str:
     size = GUARD.regular(path)
     if size == 0:
         return "is empty; fetch it again"
-    with path.open("rb") as file:
+    with opened(path) as file:
         start = file.read(512)
     lowered = start.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
@@ -169,20 +183,27 @@ def _decoding(config: Mapping[str, Any]) -> str:
     return json.dumps(found, sort_keys=True) if found else ""
 
 
-def _identify(reader: Format, checkpoint: Path, tensors: tuple[TensorRef, ...], decoding: str) -> tuple[str, str]:
+def _identify(reader: Format, checkpoint: AnyPath, tensors: tuple[TensorRef, ...], decoding: str) -> tuple[str, str]:
     """(fingerprint, guard): what the input is, by names, sizes and sampled bytes; and when it was last written."""
     content, times = hashlib.sha256(decoding.encode("utf-8", "surrogatepass")), hashlib.sha256()
     for ref in tensors:
         content.update(f"{ref.name!r} {ref.dtype} {ref.shape}\n".encode("utf-8", "surrogatepass"))
     for path in reader.files(checkpoint):
-        size = GUARD.regular(path)
+        size, *mark = GUARD.state(path)
         content.update(f"{size}\n".encode())
-        times.update(f"{path.resolve()} {size} {path.stat().st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        try:
-            with path.open("rb") as file:
-                for place in range(SAMPLES):
-                    file.seek(max(0, size - SAMPLE_BYTES) * place // (SAMPLES - 1))
-                    content.update(file.read(SAMPLE_BYTES))
-        except OSError as wrong:
-            raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror}") from None
+        where = path.resolve() if isinstance(path, Path) else path
+        times.update(f"{where} {size} {mark[0]}\n".encode("utf-8", "surrogateescape"))
+        places = [max(0, size - SAMPLE_BYTES) * place // (SAMPLES - 1) for place in range(SAMPLES)]
+        for sample in _samples(path, places):
+            content.update(sample)
     return content.hexdigest(), times.hexdigest()
+
+
+def _samples(path: AnyPath, places: list[int]) -> Iterator[bytes]:
+    if isinstance(path, RemotePath):
+        yield from sampled(path, places, SAMPLE_BYTES)
+        return
+    with opened(path) as file:
+        for place in places:
+            file.seek(place)
+            yield file.read(SAMPLE_BYTES)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from netspectra.sources.guard import GUARD, refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import opened
 
 __all__ = ["Archive", "Extent", "first_name", "is_zip"]
@@ -59,7 +59,7 @@ def first_name(start: bytes) -> str:
 class Archive:
     """The directory of an archive that fills a file, or ``length`` bytes of it from ``start``."""
 
-    def __init__(self, path: Path, start: int = 0, length: int | None = None) -> None:
+    def __init__(self, path: AnyPath, start: int = 0, length: int | None = None) -> None:
         """Read and check the directory.
 
         Raises:

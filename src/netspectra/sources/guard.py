@@ -9,9 +9,12 @@ import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from netspectra.errors import EnvironmentFailure, InputRefused
+
+if TYPE_CHECKING:
+    from netspectra.sources.remote import AnyPath
 
 __all__ = ["GUARD", "Guard", "printable", "refuse"]
 
@@ -26,7 +29,7 @@ def printable(text: str, limit: int = 200) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit // 2]}...{shown[-limit // 2 :]}"
 
 
-def refuse(path: Path | str, what: str, field: str = "") -> NoReturn:
+def refuse(path: AnyPath | str, what: str, field: str = "") -> NoReturn:
     """Raise the one-line refusal ``FILE: FIELD: what``."""
     middle = f"{printable(field)}: " if field else ""
     raise InputRefused(f"{printable(str(path))}: {middle}{printable(what, 500)}")
@@ -86,8 +89,10 @@ class Guard:
     inflated_bytes: int = 2**26
     inflation: int = 100
 
-    def regular(self, path: Path) -> int:
+    def regular(self, path: AnyPath) -> int:
         """Size of ``path``, which must be a regular, readable file: no FIFO, device or folder is ever opened."""
+        if not isinstance(path, Path):
+            return path.regular()
         try:
             found = os.stat(path)
         except FileNotFoundError:
@@ -98,7 +103,14 @@ class Guard:
             refuse(path, "not a regular file")
         return found.st_size
 
-    def inside(self, folder: Path, name: Any) -> Path:
+    def state(self, path: AnyPath) -> tuple[Any, ...]:
+        """What changes when the file does: its size, and its time and inode, or the mark that a store gives."""
+        if not isinstance(path, Path):
+            return path.state()
+        size, found = self.regular(path), path.stat()
+        return size, found.st_mtime_ns, found.st_ino
+
+    def inside(self, folder: AnyPath, name: Any) -> AnyPath:
         """``folder / name`` where ``name`` is a plain file name whose target stays in the folder.
 
         Links out of the folder are refused, but for the layout of the Hugging Face cache, where
@@ -109,6 +121,8 @@ class Guard:
         if len(name.encode("utf-8", "surrogatepass")) > self.file_name_bytes or not _encodes(name):
             refuse(folder, f"names the file {printable(repr(name))}, which no file can be called", "index")
         path = folder / name
+        if not isinstance(path, Path) or not isinstance(folder, Path):
+            return path
         try:
             target, home = path.resolve(), folder.resolve()
         except (OSError, RuntimeError):
@@ -118,11 +132,11 @@ class Guard:
             refuse(path, "is a link out of the folder; copy the file into it")
         return path
 
-    def found(self, folder: Path, pattern: str) -> list[Path]:
+    def found(self, folder: AnyPath, pattern: str) -> list[AnyPath]:
         """Files of a folder by a glob, sorted; those that are links out of it are refused as `inside` does."""
         return [self.inside(folder, path.name) for path in sorted(folder.glob(pattern))]
 
-    def shape(self, path: Path, tensor: str, shape: Any) -> tuple[int, ...]:
+    def shape(self, path: AnyPath, tensor: str, shape: Any) -> tuple[int, ...]:
         """Check a shape: few axes, whole sizes, a product within limits."""
         if not isinstance(shape, list | tuple) or len(shape) > self.dimensions:
             refuse(path, f"shape is not a list of at most {self.dimensions} sizes", tensor)
@@ -133,7 +147,7 @@ class Guard:
             refuse(path, f"shape {printable(str(list(shape)))} has more than {self.numel} numbers", tensor)
         return tuple(shape)
 
-    def name(self, path: Path, name: str) -> str:
+    def name(self, path: AnyPath, name: str) -> str:
         """Check a tensor name: text that can be written down again, not too long."""
         try:
             length = len(name.encode())
@@ -143,12 +157,12 @@ class Guard:
             refuse(path, f"a tensor name has {length} bytes, allowed are {self.name_bytes}")
         return name
 
-    def inflates(self, path: Path, what: str, packed: int, size: int) -> None:
+    def inflates(self, path: AnyPath, what: str, packed: int, size: int) -> None:
         """Refuse packed data that claims to unpack to far more than it can honestly hold."""
         if size > self.inflated_bytes and size > packed * self.inflation:
             refuse(path, f"{packed} packed bytes claim to hold {size}; is it a decompression bomb?", what)
 
-    def json(self, path: Path, text: bytes) -> dict[str, Any]:
+    def json(self, path: AnyPath, text: bytes) -> dict[str, Any]:
         """Parse a JSON object strictly: UTF-8, no key twice, not too deep, no NaN."""
 
         def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -178,7 +192,7 @@ class Guard:
             refuse(path, "the JSON header is not an object")
         return parsed
 
-    def read_json(self, path: Path) -> dict[str, Any]:
+    def read_json(self, path: AnyPath) -> dict[str, Any]:
         """Read a small JSON file under the same rules."""
         size = self.regular(path)
         if size > self.header_bytes:
@@ -188,7 +202,7 @@ class Guard:
         except OSError as wrong:
             raise EnvironmentFailure(f"{printable(str(path))}: {wrong.strerror}") from None
 
-    def config_beside(self, path: Path) -> dict[str, Any]:
+    def config_beside(self, path: AnyPath) -> dict[str, Any]:
         """The Hugging Face ``config.json`` in the checkpoint's folder, and under ``peft`` its ``adapter_config.json``.
 
         Empty where there is neither.

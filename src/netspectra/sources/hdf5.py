@@ -11,11 +11,11 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.packed import Turned
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import StoredTensor
 from netspectra.weight import ITEMSIZE, Loader
 
@@ -62,7 +62,7 @@ class Object:
 class Hdf5:
     """One HDF5 file, which may be ``size`` bytes from ``base`` on of another (a member of an archive)."""
 
-    def __init__(self, path: Path, file: BinaryIO, base: int, size: int) -> None:
+    def __init__(self, path: AnyPath, file: BinaryIO, base: int, size: int) -> None:
         """Check the superblock of the open ``file``."""
         self.path, self.file, self.base, self.size = path, file, base, size
         self.seen: set[int] = set()

@@ -8,11 +8,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from netspectra.sources.archive import Archive, first_name
 from netspectra.sources.guard import GUARD, printable, refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import opened
 
 __all__ = ["STORED", "Member", "members", "starts_with_member"]
@@ -35,7 +35,7 @@ class Member:
         method: 0 as it is, 8 deflated.
     """
 
-    path: Path
+    path: AnyPath
     name: str
     offset: int
     packed: int
@@ -98,13 +98,13 @@ class Member:
         refuse(self.path, what, self.name)
 
 
-def starts_with_member(path: Path) -> str:
+def starts_with_member(path: AnyPath) -> str:
     """Name of the member that a zip archive begins with; empty for what is no zip archive."""
     with opened(path) as file:
         return first_name(file.read(4096))
 
 
-def members(path: Path) -> list[Member]:
+def members(path: AnyPath) -> list[Member]:
     """Every member of a zip archive, in the order of its bytes, packed as they may be.
 
     Raises:

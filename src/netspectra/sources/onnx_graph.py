@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.protobuf import BYTES, Field, Wire
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import opened
 from netspectra.weight import ITEMSIZE
 
@@ -56,7 +56,7 @@ class Held:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    path: Path
+    path: AnyPath
     start: int = 0
     stop: int = 0
     loose: bool = False
@@ -110,7 +110,7 @@ class Graph:
     consumers: dict[str, list[Node]] = field(default_factory=dict)
 
 
-def read(path: Path) -> Graph:
+def read(path: AnyPath) -> Graph:
     """Walk the whole file but for the weights' bytes."""
     size = GUARD.regular(path)
     with opened(path) as file:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netspectra.sources.guard import refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import StoredTensor, leading
 from netspectra.weight import Index, Loader
 
@@ -21,7 +21,7 @@ __all__ = ["Arranged", "Blocks", "Nibbles", "Scaled", "Turned", "Varints", "broa
 class Varints:
     """Numbers written as varints, at an offset of a file; those of floats are their bits."""
 
-    path: Path
+    path: AnyPath
     start: int
     stop: int
     shape: tuple[int, ...]

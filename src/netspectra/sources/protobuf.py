@@ -7,11 +7,11 @@ file, so that gigabytes of weights inside one are stepped over, not read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
 from netspectra.errors import InputRefused
 from netspectra.sources.guard import GUARD, printable, refuse
+from netspectra.sources.remote import AnyPath
 
 __all__ = ["BYTES", "FIXED32", "FIXED64", "VARINT", "Field", "Wire"]
 
@@ -41,7 +41,7 @@ class Field(NamedTuple):
 class Wire:
     """Walks the messages of one open file; every length is checked against the message around it."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: AnyPath, file: BinaryIO, size: int) -> None:
         """Read ``file``, which has ``size`` bytes."""
         self.path, self.size = path, size
         self._file = file

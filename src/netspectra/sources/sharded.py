@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from netspectra.sources.guard import GUARD, refuse
+from netspectra.sources.remote import AnyPath, ahead
 
 __all__ = ["shards"]
 
 
-def shards(index: Path, held: Callable[[Path], Iterable[str]]) -> list[Path]:
+def shards(index: AnyPath, held: Callable[[AnyPath], Iterable[str]]) -> list[AnyPath]:
     """The files that an index names, in the order of their names.
 
     Args:
@@ -29,6 +29,7 @@ def shards(index: Path, held: Callable[[Path], Iterable[str]]) -> list[Path]:
     if len(names) > GUARD.shards:
         refuse(index, f"names {len(names)} files, allowed are {GUARD.shards}")
     files = {name: GUARD.inside(index.parent, name) for name in names}
+    ahead(list(files.values()))
     for file in files.values():
         if not file.exists():
             refuse(index, f"the shard {file.name} is missing; fetch the checkpoint again")
@@ -36,4 +37,4 @@ def shards(index: Path, held: Callable[[Path], Iterable[str]]) -> list[Path]:
     for tensor, shard in weight_map.items():
         if tensor not in tensors[shard]:
             refuse(index, f"says it is in {shard}, which does not hold it", tensor)
-    return sorted(files.values())
+    return [files[name] for name in sorted(files)]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from netspectra.errors import EnvironmentFailure
 from netspectra.sources.guard import GUARD, printable, refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.weight import ITEMSIZE, Index
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ __all__ = ["StoredTensor", "leading", "opened"]
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; what the machine refuses becomes one line."""
+def opened(path: AnyPath) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, here or elsewhere; what the machine refuses becomes one line."""
     GUARD.regular(path)
     try:
         with path.open("rb") as file:
@@ -52,7 +52,7 @@ def leading(index: Index, shape: tuple[int, ...]) -> tuple[slice, Index]:
 class StoredTensor:
     """A row-major tensor at an offset of a file; a `netspectra.weight.Loader` that holds no handle, so it pickles."""
 
-    path: Path
+    path: AnyPath
     offset: int
     shape: tuple[int, ...]
     dtype: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from netspectra.sources.guard import refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import opened
 from netspectra.weight import ITEMSIZE, Index
 
@@ -74,7 +74,7 @@ class StridedTensor:
         neg: the storage holds the negative.
     """
 
-    path: Path
+    path: AnyPath
     base: int
     nbytes: int
     dtype: str

@@ -6,12 +6,12 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from netspectra.sources.archive import Archive, Extent
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.pickled import Global, Inert, Table, Unreadable, unpickle
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.statedict import Found
 from netspectra.sources.strided import StridedTensor, span
 from netspectra.weight import ITEMSIZE, Index, TensorRef
@@ -86,7 +86,7 @@ Place = Callable[[Storage], Extent]
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def named(path: AnyPath) -> Iterator[None]:
     """Turn what a pickle is refused for into the one line that names the file."""
     try:
         yield
@@ -106,7 +106,7 @@ def read(file: BinaryIO, limit: int, met: dict[str, Storage] | None = None, step
     return unpickle(file, min(limit, GUARD.header_bytes), meaning, remember, steps)
 
 
-def read_zip(path: Path, start: int = 0, length: int | None = None) -> tuple[Any, Place, Archive, str]:
+def read_zip(path: AnyPath, start: int = 0, length: int | None = None) -> tuple[Any, Place, Archive, str]:
     """Open a zip of ``torch.save``: its object, where its storages lie, the archive and the folder within it."""
     archive = Archive(path, start, length)
     pickles = [name for name in archive.records if name.count("/") <= 1 and name.split("/")[-1] == "data.pkl"]
@@ -143,7 +143,7 @@ class Unread:
         raise Unreadable("this tensor cannot be read; its problem says why")
 
 
-def reference(path: Path, name: str, tensor: Pickled, place: Place) -> TensorRef:
+def reference(path: AnyPath, name: str, tensor: Pickled, place: Place) -> TensorRef:
     """The tensor under its name, its view checked against its storage.
 
     Raises:
@@ -174,7 +174,7 @@ def reference(path: Path, name: str, tensor: Pickled, place: Place) -> TensorRef
     return TensorRef(name, shape, tensor.dtype, load, identity=None if 0 in shape else identity)
 
 
-def asides(path: Path, found: Found) -> Iterator[TensorRef]:
+def asides(path: AnyPath, found: Found) -> Iterator[TensorRef]:
     """A line for each branch that holds no tensors which could be viewed; it counts no numbers."""
     for name, kind in found.modules:
         problem = f"a whole pickled module ({kind}), which only its class can open; save its state_dict()"

@@ -21,7 +21,12 @@ app = typer.Typer(
     epilog="Start with: netspectra inspect CHECKPOINT, then netspectra analyze CHECKPOINT --html report.html",
 )
 
-PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint file or folder.", show_default=False)]
+PathArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH", help="Checkpoint: a file, a folder, an address (s3://...) or a hub id.", show_default=False
+    ),
+]
 Include = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Only weights whose name matches: glob, or re:REGEX.")
 ]

@@ -368,7 +368,9 @@ def show_plan(plan: Plan) -> None:
     """What becomes of every site, what held-out data says, and plain rounding beside it."""
     console = terminal()
     timed = any(d.before.milliseconds is not None for d in plan)
-    columns = ["layer", "form", "size", "parameters", "kept", "loss", *(["ms"] if timed else [])]
+    coded = plan.verb == "quantize"
+    shown = ["rank", "bytes", "bits"] if coded else ["size", "parameters", "kept"]
+    columns = ["layer", "form", *shown, "loss", *(["ms"] if timed else [])]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name in ("layer", "form") else "right")
@@ -377,7 +379,8 @@ def show_plan(plan: Plan) -> None:
         if d.form == "dense":
             continue
         share = d.after.parameters / max(d.before.parameters, 1)
-        cells = [f"{d.after.parameters:,}", f"{share:.0%}", "" if d.loss is None else f"{d.loss:.3g}"]
+        size, left = (d.after.bytes, f"{plan.bits(d):.2f}") if coded else (d.after.parameters, f"{share:.0%}")
+        cells = [f"{size:,}", left, "" if d.loss is None else f"{d.loss:.3g}"]
         if timed:
             times = (d.before.milliseconds, d.after.milliseconds)
             cells.append("" if None in times else f"{times[0]:.2f} -> {times[1]:.2f}")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from netspectra.sources import FORMATS, Format
 from netspectra.sources.guard import GUARD, refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.weight import TensorRef
 
 INDEX = "model_index.json"
@@ -25,25 +25,25 @@ class Diffusers:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A folder that holds a pipeline's index."""
         return path.is_dir() and (path / INDEX).is_file()
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """The files of every part."""
         return [file for part, reader in self._parts(path).items() for file in reader.files(path / part)]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every part's tensors, in the order of the index."""
         for part, reader in self._parts(path).items():
             for ref in reader.tensors(path / part):
                 yield replace(ref, name=f"{part}.{ref.name}")
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """Nothing: what one part's configuration says does not hold for another's."""
         return {}
 
-    def _parts(self, path: Path) -> dict[str, Format]:
+    def _parts(self, path: AnyPath) -> dict[str, Format]:
         found: dict[str, Format] = {}
         for part, entry in GUARD.read_json(GUARD.inside(path, INDEX)).items():
             is_part = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspectra.sources import FORMATS
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.pickled import Inert, Table, Unreadable
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.statedict import find
 from netspectra.sources.stored import opened
 from netspectra.sources.torchpickle import Pickled, Unread, asides, dtype_of, named, read, read_zip, reference
@@ -34,7 +34,7 @@ Sizes = tuple[int, ...]
 class Chunk:
     """A box of a tensor, and the bytes of a shard that hold it."""
 
-    path: Path
+    path: AnyPath
     start: int
     length: int
     offsets: Sizes
@@ -106,7 +106,7 @@ class Distributed:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A folder with such a ``.metadata``, or that file."""
         file = path / METADATA if path.is_dir() else path
         if file.name != METADATA or not file.is_file():
@@ -114,13 +114,13 @@ class Distributed:
         with opened(file) as found:
             return found.read(1) == b"\x80"
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """``.metadata`` and every shard that holds tensors, in order."""
         file = path / METADATA if path.is_dir() else path
         chunks = (ref.load.chunks for ref in self.tensors(path) if isinstance(ref.load, ChunkedTensor))
         return [file, *sorted({chunk.path for each in chunks for chunk in each})]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every tensor, by ``.metadata`` alone, then a line for each branch of training state."""
         file = GUARD.inside(path, METADATA) if path.is_dir() else path
         size = GUARD.regular(file)
@@ -133,7 +133,7 @@ class Distributed:
             found = find(_tree(held, root.get("planner_data")), lambda value: isinstance(value, _Tensor))
         if not found.tensors:
             refuse(file, "describes no weights; it holds training state only" if found.training else "names no tensor")
-        shards: dict[str, tuple[Path, int]] = {}
+        shards: dict[str, tuple[AnyPath, int]] = {}
         left = CHUNKS
         for name, tensor in found.tensors:
             ref = _reference(file, name, tensor, infos, shards, left)
@@ -141,7 +141,7 @@ class Distributed:
             yield ref
         yield from asides(file, found)
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """The ``config.json`` beside the shards."""
         return GUARD.config_beside(path)
 
@@ -227,7 +227,12 @@ def _tree(held: Any, planner: Any) -> Table:
 
 
 def _reference(
-    file: Path, name: str, tensor: _Tensor, infos: dict[str, Table], shards: dict[str, tuple[Path, int]], most: int
+    file: AnyPath,
+    name: str,
+    tensor: _Tensor,
+    infos: dict[str, Table],
+    shards: dict[str, tuple[AnyPath, int]],
+    most: int,
 ) -> TensorRef:
     GUARD.name(file, name)
     shape = GUARD.shape(file, name, tensor.state.get("size"))
@@ -253,7 +258,7 @@ def _reference(
     return TensorRef(name, shape, dtype, ChunkedTensor(shape, dtype, tuple(chunks)))
 
 
-def _box(file: Path, name: str, box: Any, shape: Sizes) -> tuple[Sizes, Sizes]:
+def _box(file: AnyPath, name: str, box: Any, shape: Sizes) -> tuple[Sizes, Sizes]:
     state = box.state if isinstance(box, Inert) else None
     offsets, sizes = (_sizes(state.get(key)) if isinstance(state, Table) else None for key in ("offsets", "sizes"))
     if offsets is None or sizes is None or not len(offsets) == len(sizes) == len(shape):
@@ -263,7 +268,9 @@ def _box(file: Path, name: str, box: Any, shape: Sizes) -> tuple[Sizes, Sizes]:
     return offsets, sizes
 
 
-def _chunk(file: Path, name: str, info: Table, box: tuple[Sizes, Sizes], shards: dict[str, tuple[Path, int]]) -> Chunk:
+def _chunk(
+    file: AnyPath, name: str, info: Table, box: tuple[Sizes, Sizes], shards: dict[str, tuple[AnyPath, int]]
+) -> Chunk:
     shard, start, length = info.get("relative_path"), info.get("offset"), info.get("length")
     if info.get("transform_descriptors"):
         refuse(file, "the shards are packed; save the checkpoint without stream transforms", name)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from netspectra.errors import InputRefused
 from netspectra.sources import FORMATS
 from netspectra.sources.archive import Archive, Extent, first_name, is_zip
 from netspectra.sources.guard import GUARD, printable, refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import opened
 from netspectra.sources.torchpickle import Pickled, Storage, Unread, reference
 from netspectra.weight import ITEMSIZE, TensorRef
@@ -54,7 +54,7 @@ class Exported:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A zip with a table of exported weights, whatever its suffix."""
         if path.is_dir():
             return False
@@ -67,11 +67,11 @@ class Exported:
         except InputRefused:
             return "/data/weights/" in f"/{first_name(start)}"
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """The file itself."""
         return [path]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every weight, in the order of the tables; of two models in the archive, under their names."""
         archive = Archive(path)
         order = next((archive.read(name) for name in archive.records if name.split("/")[-1] == "byteorder"), b"little")
@@ -84,7 +84,7 @@ class Exported:
                 name = f"{table['model']}.{key}" if len(tables) > 1 else key
                 yield _reference(archive, table["folder"], name, entry, order != b"little")
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """Nothing: the archive holds a graph, no ``config.json``."""
         return {}
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from netspectra.sources import FORMATS
 from netspectra.sources.guard import GUARD, printable, refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import StoredTensor, leading, opened
 from netspectra.weight import ITEMSIZE, Index, TensorRef
 
@@ -71,14 +71,14 @@ class Gguf:
     extra: str | None = "gguf"
     needs: tuple[str, ...] = ("gguf",)
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A file that begins with the magic word, whatever its suffix."""
         if path.is_dir():
             return False
         with opened(path) as file:
             return file.read(4) == b"GGUF"
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """The file, or all parts of the split checkpoint that it belongs to."""
         count = _header(path).metadata.get("split.count", 1)
         if not isinstance(count, int) or count <= 1:
@@ -94,7 +94,7 @@ class Gguf:
                 refuse(file, f"is not part {place} of the split checkpoint, as its name says", "split.no")
         return files
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every tensor, by header alone, in the order of the file."""
         seen: set[str] = set()
         for file in self.files(path):
@@ -104,7 +104,7 @@ class Gguf:
                 seen.add(ref.name)
                 yield ref
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """The metadata that describe the architecture; numbers that differ from layer to layer are left out."""
         files = self.files(path)
         metadata = _header(files[0]).metadata
@@ -171,7 +171,7 @@ class Header:
 class Cursor:
     """Reads a header forward, in blocks; every length is checked against the file before it is believed."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: AnyPath, file: BinaryIO, size: int) -> None:
         """Begin at the start of ``file``, of which at most ``GUARD.header_bytes`` will be read."""
         self.path, self.file, self.size = path, file, size
         self.block, self.start, self.place = b"", 0, 0
@@ -240,15 +240,13 @@ class Cursor:
         return None
 
 
-def _header(path: Path) -> Header:
+def _header(path: AnyPath) -> Header:
     """The header, parsed once for each state of the file."""
-    size = GUARD.regular(path)
-    found = path.stat()
-    return _parsed(path, (size, found.st_mtime_ns, found.st_ino))
+    return _parsed(path, GUARD.state(path))
 
 
 @lru_cache(maxsize=4)
-def _parsed(path: Path, state: tuple[int, int, int]) -> Header:
+def _parsed(path: AnyPath, state: tuple[Any, ...]) -> Header:
     header = Header()
     with opened(path) as file:
         cursor = Cursor(path, file, state[0])
@@ -297,7 +295,7 @@ def _entry(cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
     return name, shape, cursor.number("I", what), cursor.number("Q", what)
 
 
-def _placed(path: Path, size: int, entries: list[Any], start: int, alignment: int) -> list[TensorRef]:
+def _placed(path: AnyPath, size: int, entries: list[Any], start: int, alignment: int) -> list[TensorRef]:
     """Tensor references, once every tensor is found to lie inside the file and on no other."""
     refs: list[TensorRef] = []
     spans: list[tuple[int, int, str]] = []
@@ -320,7 +318,7 @@ def _placed(path: Path, size: int, entries: list[Any], start: int, alignment: in
     return refs
 
 
-def _ref(path: Path, name: str, shape: tuple[int, ...], code: int, offset: int) -> tuple[TensorRef, int]:
+def _ref(path: AnyPath, name: str, shape: tuple[int, ...], code: int, offset: int) -> tuple[TensorRef, int]:
     """A tensor reference, and how many bytes its tensor takes."""
     kind, block, block_bytes, problem = _kind(code)
     if kind in PLAIN:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from netspectra.sources import FORMATS
@@ -18,6 +17,7 @@ from netspectra.sources.guard import GUARD, refuse
 from netspectra.sources.hdf5 import MAGIC, Array, Hdf5
 from netspectra.sources.members import STORED, members, starts_with_member
 from netspectra.sources.packed import Arranged
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import opened
 from netspectra.weight import TensorRef
 
@@ -41,7 +41,7 @@ class Keras:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A file that begins as HDF5 does, or a zip archive that begins as ``.keras`` does, whatever its suffix."""
         if path.is_dir():
             return False
@@ -49,11 +49,11 @@ class Keras:
             start = file.read(len(MAGIC))
         return start == MAGIC or starts_with_member(path) in ("metadata.json", CONFIG, WEIGHTS)
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """The file itself."""
         return [path]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every array, by headers alone, in the order of the file's groups."""
         base, size, text = 0, GUARD.regular(path), b""
         with opened(path) as file:
@@ -70,12 +70,12 @@ class Keras:
         for array in arrays:
             yield _ref(array, held.attributes, layers)
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """Nothing: what Keras says of a model is said layer by layer."""
         return {}
 
 
-def _archived(path: Path) -> tuple[int, int, bytes]:
+def _archived(path: AnyPath) -> tuple[int, int, bytes]:
     """(offset, length) of the weights inside a ``.keras`` archive, and the text of its configuration."""
     found = {member.name: member for member in members(path)}
     if WEIGHTS not in found:

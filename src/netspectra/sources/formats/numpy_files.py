@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspectra.sources import FORMATS
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.members import STORED, Member, members, starts_with_member
 from netspectra.sources.packed import Turned
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import StoredTensor, leading, opened
 from netspectra.weight import ITEMSIZE, Index, TensorRef
 
@@ -49,7 +49,7 @@ class NumpyFiles:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A file that begins as ``.npy`` does, or a zip archive whose first member is one, whatever its suffix."""
         if path.is_dir():
             return False
@@ -57,11 +57,11 @@ class NumpyFiles:
             start = file.read(len(MAGIC))
         return start == MAGIC or starts_with_member(path).endswith(".npy")
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """The file itself."""
         return [path]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every array, by header alone, in the order of the archive; a lone array has its file's name."""
         with opened(path) as file:
             start = file.read(12 + GUARD.text_bytes)
@@ -78,7 +78,7 @@ class NumpyFiles:
                 continue
             yield _ref(path, name, _start(member), member.size, member)
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """Nothing: arrays know no model."""
         return {}
 
@@ -117,7 +117,7 @@ def _start(member: Member) -> bytes:
     return found
 
 
-def _ref(path: Path, name: str, start: bytes, size: int, member: Member | None) -> TensorRef:
+def _ref(path: AnyPath, name: str, start: bytes, size: int, member: Member | None) -> TensorRef:
     """The array whose file of ``size`` bytes begins with ``start``."""
     text, begin = _text(path, name, start)
     descr, columns_first, shape = _header(path, name, text)
@@ -135,7 +135,7 @@ def _ref(path: Path, name: str, start: bytes, size: int, member: Member | None) 
     return ref
 
 
-def _text(path: Path, name: str, start: bytes) -> tuple[str, int]:
+def _text(path: AnyPath, name: str, start: bytes) -> tuple[str, int]:
     """The text header, and where the numbers begin."""
     if not start.startswith(MAGIC) or len(start) < 12:
         refuse(path, "is no .npy array, or truncated; fetch it again", name)
@@ -155,7 +155,7 @@ def _text(path: Path, name: str, start: bytes) -> tuple[str, int]:
     return text, prefix + length
 
 
-def _header(path: Path, name: str, text: str) -> tuple[str, bool, tuple[int, ...]]:
+def _header(path: AnyPath, name: str, text: str) -> tuple[str, bool, tuple[int, ...]]:
     """(dtype, whether columns first, shape) of a text header; the dtype of records is ``V``."""
     found: dict[str, Any] = {}
     body = text.strip()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from netspectra.sources import FORMATS
@@ -20,6 +19,7 @@ from netspectra.sources.onnx_graph import Graph, Held, Node, read
 from netspectra.sources.onnx_names import module_name
 from netspectra.sources.packed import Blocks, Nibbles, Scaled, Varints, broadcast
 from netspectra.sources.protobuf import BYTES, VARINT, Wire
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.stored import StoredTensor, opened
 from netspectra.weight import Loader, TensorRef
 
@@ -103,7 +103,7 @@ class Onnx:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A file whose top-level fields are those of an ONNX model, a graph among them, as far as they go."""
         if path.is_dir():
             return False
@@ -111,11 +111,11 @@ class Onnx:
         with opened(path) as file:
             return file.read(1) == b"\x08" and _model(file, path, size)
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """The model, and the files of its external data."""
         return [path, *sorted({held.path for held in read(path).tensors.values()} - {path})]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every initializer, and every constant of two or more axes, in the order of the file."""
         graph = read(path)
         uses = _uses(graph)
@@ -135,12 +135,12 @@ class Onnx:
                 facts["scale"] = True
             yield _ref(graph, name, held, use, facts)
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """The ``config.json`` beside the model."""
         return GUARD.config_beside(path)
 
 
-def _model(file: Any, path: Path, size: int) -> bool:
+def _model(file: Any, path: AnyPath, size: int) -> bool:
     """Whether the first fields are those of a model, up to the graph."""
     wire = Wire(path, file, size)
     place = 0

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from netspectra.checkpoint import DTYPES
 from netspectra.sources import FORMATS
 from netspectra.sources.guard import GUARD, refuse
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.sharded import shards
 from netspectra.sources.stored import StoredTensor, opened
 from netspectra.weight import ITEMSIZE, TensorRef
@@ -30,7 +30,7 @@ class Safetensors:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A folder that holds safetensors, an index of them, or a file that begins like one, whatever its suffix."""
         if path.is_dir():
             return any(path.glob("*.safetensors")) or (path / INDEX).exists()
@@ -40,7 +40,7 @@ class Safetensors:
             start = file.read(9)
         return start[8:] == b"{" and start[:1] != b"{"
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """Every file that holds tensors of the checkpoint, in order."""
         if path.is_dir():
             indices = GUARD.found(path, "*.safetensors.index.json")
@@ -59,16 +59,16 @@ class Safetensors:
             refuse(path, f"holds several checkpoints ({names}); name one of them")
         return self._shards(path) if path.suffix == ".json" else [path]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every tensor, by header alone; the format keeps no order: ``layers.2`` goes before ``layers.10``."""
         return iter(sorted(self._unordered(path), key=lambda ref: natural(ref.name)))
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """The ``config.json`` beside the weights; an adapter's ``adapter_config.json`` under ``peft``."""
         return GUARD.config_beside(path)
 
-    def _unordered(self, path: Path) -> Iterator[TensorRef]:
-        seen: dict[str, Path] = {}
+    def _unordered(self, path: AnyPath) -> Iterator[TensorRef]:
+        seen: dict[str, AnyPath] = {}
         for file in self.files(path):
             for ref in _header(file):
                 if ref.name in seen:
@@ -76,12 +76,17 @@ class Safetensors:
                 seen[ref.name] = file
                 yield ref
 
-    def _shards(self, index: Path) -> list[Path]:
+    def _shards(self, index: AnyPath) -> list[AnyPath]:
         return shards(index, lambda file: [ref.name for ref in _header(file)])
 
 
-def _header(path: Path) -> Iterator[TensorRef]:
-    """Check the whole header, then yield its tensors in the order of their bytes."""
+def texts(path: AnyPath) -> dict[str, str]:
+    """What a file says of itself, under ``__metadata__``."""
+    return _table(path)[1]
+
+
+def _table(path: AnyPath) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The header without its texts, the texts, and where the tensors begin."""
     size = GUARD.regular(path)
     with opened(path) as file:
         prefix = file.read(8)
@@ -96,6 +101,13 @@ def _header(path: Path) -> Iterator[TensorRef]:
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         refuse(path, "is not a table of texts", "__metadata__")
+    return table, metadata, 8 + length
+
+
+def _header(path: AnyPath) -> Iterator[TensorRef]:
+    """Check the whole header, then yield its tensors in the order of their bytes."""
+    size = GUARD.regular(path)
+    table, _, start = _table(path)
     if len(table) > GUARD.tensors:
         refuse(path, f"holds {len(table)} tensors, allowed are {GUARD.tensors}")
     entries = sorted((_entry(path, name, entry) for name, entry in table.items()), key=lambda entry: entry[1:3])
@@ -104,14 +116,14 @@ def _header(path: Path) -> Iterator[TensorRef]:
         if begin != end:
             refuse(path, f"its bytes begin at {begin}, the tensor before ends at {end}: overlap or hole", ref.name)
         end = stop
-    if 8 + length + end != size:
-        refuse(path, f"is {'truncated' if size < 8 + length + end else 'too long'}: "
-                     f"the header describes {8 + length + end} bytes, the file has {size}; fetch it again")  # fmt: skip
+    if start + end != size:
+        refuse(path, f"is {'truncated' if size < start + end else 'too long'}: "
+                     f"the header describes {start + end} bytes, the file has {size}; fetch it again")  # fmt: skip
     for ref, begin, _ in entries:
-        yield _at(ref, path, 8 + length + begin)
+        yield _at(ref, path, start + begin)
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[TensorRef, int, int]:
+def _entry(path: AnyPath, name: str, entry: Any) -> tuple[TensorRef, int, int]:
     GUARD.name(path, name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         refuse(path, "the header entry is not {dtype, shape, data_offsets}", name)
@@ -142,7 +154,7 @@ def _unread(index: Any = ()) -> Any:
     raise NotImplementedError("a header entry before its place in the file is known")
 
 
-def _at(ref: TensorRef, path: Path, offset: int) -> TensorRef:
+def _at(ref: TensorRef, path: AnyPath, offset: int) -> TensorRef:
     if ref.problem:
         return ref
     return TensorRef(ref.name, ref.shape, ref.dtype, StoredTensor(path, offset, ref.shape, ref.dtype))

@@ -10,7 +10,6 @@ when a weight that views it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from netspectra.errors import InputRefused
@@ -18,6 +17,7 @@ from netspectra.sources import FORMATS
 from netspectra.sources.archive import Archive, Extent, first_name, is_zip
 from netspectra.sources.guard import GUARD, printable, refuse
 from netspectra.sources.pickled import Global, Inert, Table, Unreadable
+from netspectra.sources.remote import AnyPath
 from netspectra.sources.sharded import shards
 from netspectra.sources.statedict import Found, find
 from netspectra.sources.stored import opened
@@ -49,13 +49,13 @@ class TorchFile:
     extra: str | None = None
     needs: tuple[str, ...] = ()
 
-    def claims(self, path: Path) -> bool:
+    def claims(self, path: AnyPath) -> bool:
         """A folder that holds such files, an index of them, or a file that begins like one, whatever its suffix."""
         if path.is_dir():
             return bool(_indices(path) or _whole(path))
         return path.name.endswith(INDEX) or _begins(path)
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: AnyPath) -> list[AnyPath]:
         """Every file that holds tensors of the checkpoint, in order."""
         if path.is_dir():
             indices, whole = _indices(path), _whole(path)
@@ -69,9 +69,9 @@ class TorchFile:
             refuse(path, f"holds several checkpoints ({names}); name one of them")
         return self._shards(path) if path.name.endswith(INDEX) else [path]
 
-    def tensors(self, path: Path) -> Iterator[TensorRef]:
+    def tensors(self, path: AnyPath) -> Iterator[TensorRef]:
         """Yield every tensor in the order of the file, then a line for each branch of training state."""
-        seen: dict[str, Path] = {}
+        seen: dict[str, AnyPath] = {}
         for file in self.files(path):
             for ref in _refs(file):
                 if ref.name in seen:
@@ -79,24 +79,24 @@ class TorchFile:
                 seen[ref.name] = file
                 yield ref
 
-    def config(self, path: Path) -> Mapping[str, Any]:
+    def config(self, path: AnyPath) -> Mapping[str, Any]:
         """The ``config.json`` beside the weights."""
         return GUARD.config_beside(path)
 
-    def _shards(self, index: Path) -> list[Path]:
+    def _shards(self, index: AnyPath) -> list[AnyPath]:
         return shards(index, lambda file: [ref.name for ref in _refs(file)])
 
 
-def _indices(folder: Path) -> list[Path]:
+def _indices(folder: AnyPath) -> list[AnyPath]:
     return GUARD.found(folder, f"*{INDEX}")
 
 
-def _whole(folder: Path) -> list[Path]:
+def _whole(folder: AnyPath) -> list[AnyPath]:
     named = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
     return [file for file in named if _begins(GUARD.inside(folder, file.name))]
 
 
-def _begins(path: Path) -> bool:
+def _begins(path: AnyPath) -> bool:
     """Whether a file is one of torch, by its first bytes or by the directory of its zip."""
     with opened(path) as file:
         start = file.read(512)
@@ -121,7 +121,7 @@ def _is_tar(start: bytes) -> bool:
     return start[257:262] == b"ustar" and start[:100].rstrip(b"\0").decode("latin-1").strip("./") in TAR
 
 
-def _refs(path: Path) -> Iterator[TensorRef]:
+def _refs(path: AnyPath) -> Iterator[TensorRef]:
     """Every tensor of one file, checked."""
     with opened(path) as file:
         start = file.read(512)
@@ -154,7 +154,7 @@ def _pickled(value: Any) -> Pickled:
     return Pickled(shape, "unknown", problem="a NumPy array within a pickle; save it as a tensor")
 
 
-def _refuse_empty(path: Path, root: Any, found: Found) -> None:
+def _refuse_empty(path: AnyPath, root: Any, found: Found) -> None:
     if found.modules:
         where, kind = found.modules[0]
         at = f" under {printable(where)!r}" if where else ""
@@ -171,7 +171,7 @@ def _refuse_empty(path: Path, root: Any, found: Found) -> None:
 # ---- the stream before torch 1.6 ---------------------------------------------------------------------------------
 
 
-def _read_stream(path: Path) -> tuple[Any, Place]:
+def _read_stream(path: AnyPath) -> tuple[Any, Place]:
     size = GUARD.regular(path)
     met: dict[str, Storage] = {}
     with opened(path) as file, named(path):

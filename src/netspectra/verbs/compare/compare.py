@@ -12,6 +12,7 @@ import torch
 
 from netspectra.analysis import Analysis
 from netspectra.errors import InputRefused, NotDecomposable
+from netspectra.linalg.lattice import form_of
 from netspectra.record import Record, Skipped
 from netspectra.run import Run
 from netspectra.run.local import LocalRun
@@ -20,7 +21,6 @@ from netspectra.verbs.compare.delta import ARITHMETIC, Delta, delta_of
 from netspectra.verbs.compare.lineage import Family, Vector, lineage
 from netspectra.verbs.compare.matching import Matching, Pair, as_float, match, match_names, others
 from netspectra.verbs.compare.result import Compared, Comparison
-from netspectra.verbs.compare.rounding import form_of
 from netspectra.verbs.rank import RANKED, rank
 from netspectra.weight import Selection, Source, TensorRef, Weight
 

@@ -15,6 +15,7 @@ from netspectra.errors import NotDecomposable
 from netspectra.linalg.algebra import Sum
 from netspectra.linalg.batch import svdvals_batch
 from netspectra.linalg.lanczos import golub_kahan
+from netspectra.linalg.lattice import Form, form_of
 from netspectra.linalg.operator import Dense
 from netspectra.linalg.product import Factored, product_svd, product_svdvals
 from netspectra.linalg.spectrum import Spectrum
@@ -25,7 +26,6 @@ from netspectra.record import Record, Value
 from netspectra.verbs.compare.aligned import RELATED, change_of
 from netspectra.verbs.compare.directions import LEADING, directions, new_directions, principal
 from netspectra.verbs.compare.matching import Pair
-from netspectra.verbs.compare.rounding import Form, form_of
 from netspectra.weight import Weight
 
 __all__ = ["Delta", "delta_of"]

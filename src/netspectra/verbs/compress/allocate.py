@@ -22,12 +22,19 @@ class Budget:
     """What may not be exceeded.
 
     Attributes:
-        measure: parameters, bytes, flops, milliseconds; or loss: then as few parameters as it allows.
+        measure: parameters, bytes, flops, milliseconds; or loss: then as little of ``least`` as it allows.
         limit: in those units, over all sites that are decided.
+        least: what is made small where the loss is limited.
     """
 
     measure: Measure
     limit: float
+    least: Measure = "parameters"
+
+    @property
+    def axis(self) -> Measure:
+        """What is spent: the measure itself, or what a loss budget makes small."""
+        return self.least if self.measure == "loss" else self.measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +62,6 @@ class Option:
 
 
 def _measured(cost: Cost, measure: Measure) -> float:
-    if measure == "loss":
-        measure = "parameters"
     found = getattr(cost, measure)
     if found is None:
         raise InputRefused("a latency budget needs measured times; calibrate with data, so that layers can be timed")
@@ -214,7 +219,7 @@ def allocate(parts: Sequence[Component], budget: Budget) -> list[Option]:
         InputRefused: even the smallest options exceed the budget.
     """
     if budget.measure == "loss":
-        return _least(parts, budget.limit)
+        return _least(parts, budget.limit, budget.least)
     measure, limit = budget.measure, budget.limit
     hulls = [part.hull(measure) for part in parts]
     least = sum(points[0].of(measure) for points in hulls)
@@ -285,13 +290,13 @@ def _swapped(parts: Sequence[Component], chosen: list[Option], measure: Measure,
     return chosen
 
 
-def _least(parts: Sequence[Component], limit: float) -> list[Option]:
-    """As few parameters as a largest loss allows: the same segments, from the other end."""
-    hulls = [part.hull("loss") for part in parts]
+def _least(parts: Sequence[Component], limit: float, measure: Measure) -> list[Option]:
+    """As little of a measure as a largest loss allows: the same segments, from the other end."""
+    hulls = [part.hull(measure) for part in parts]
     chosen = [points[-1] for points in hulls]
     spent = sum(option.loss for option in chosen)
     steps = sorted(
-        ((_slope(points[i], points[i + 1], "loss"), place, i) for place, points in enumerate(hulls)
+        ((_slope(points[i], points[i + 1], measure), place, i) for place, points in enumerate(hulls)
          for i in range(len(points) - 1)), reverse=True,
     )  # fmt: skip
     stopped: set[int] = set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 from netspectra.errors import InputRefused
-from netspectra.methods import METHODS
 from netspectra.plan import Plan
 from netspectra.verbs.compress.allocate import Budget, Choice, Measure, Option, allocate, filled, total, uniform
 from netspectra.verbs.compress.replace import DENSE
@@ -20,16 +19,16 @@ def budget_of(shop: Workshop) -> Budget:
     if options.budget == "keep":
         before = sum(part.dense().of("parameters") for part in shop.parts)
         return Budget("parameters", (0.5 if options.keep is None else options.keep) * before)
-    return Budget(cast(Measure, options.budget), float(getattr(options, options.budget)))
+    return Budget(cast(Measure, options.budget), float(getattr(options, options.budget)), options.axis)
 
 
 def chosen(shop: Workshop, progress: Progress) -> tuple[list[Option], dict[str, Any], str]:
     """The best of the candidates on held-out data, what each of them measured, and why."""
     budget = budget_of(shop)
-    measure: Measure = "parameters" if budget.measure == "loss" else budget.measure
+    measure = budget.axis
     method = shop.sites.found[0].method
     candidates: dict[str, list[Option]] = {}
-    weighed = METHODS[method].comparable
+    weighed = shop.weighed
     if weighed or budget.measure == "loss":
         if not weighed:
             raise InputRefused(f"method {method} does not predict the model's loss: a loss budget needs two_sided")

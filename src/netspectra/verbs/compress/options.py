@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
+from netspectra.forms.rounded import Coding
 from netspectra.methods import METHODS
 
 __all__ = ["CompressOptions"]
@@ -49,6 +50,7 @@ class CompressOptions:
         heal: steps of distillation afterwards, kept only if the held-out loss falls.
         heal_rate: their learning rate.
         seed: of all draws.
+        coding: how weights become codes, where ``forms`` names forms of few bits (int4, ...).
     """
 
     keep: float | None = None
@@ -77,6 +79,7 @@ class CompressOptions:
     heal: int = 0
     heal_rate: float = 1e-4
     seed: int = 0
+    coding: Coding = field(default_factory=Coding)
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself before any work."""
@@ -101,6 +104,11 @@ class CompressOptions:
         return next((name for name in BUDGETS if getattr(self, name) is not None), "keep")
 
     @property
+    def axis(self) -> Literal["parameters", "bytes"]:
+        """What is made small where nothing else is asked for: bytes where a form trades in nothing else."""
+        return "bytes" if any(FORMS[name].named for name in self.forms) else "parameters"
+
+    @property
     def latency(self) -> bool:
         """Whether the budget is about time."""
         return self.milliseconds is not None
@@ -109,6 +117,9 @@ class CompressOptions:
         """Plain data, without what was not asked for."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
         found.pop("task", None)
+        found["coding"] = asdict(self.coding)
+        if self.axis == "parameters":
+            del found["coding"]
         if callable(self.objective):
             found["objective"] = "custom"
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,8 @@ from torch import nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.methods import METHODS
 from netspectra.plan import Cost, Decision, Plan
-from netspectra.verbs.compress.allocate import Choice, Component, total, walked
+from netspectra.verbs.compress.allocate import Choice, Component, Measure, total, walked
 from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.decide import chosen, replayed
 from netspectra.verbs.compress.finish import apply_
@@ -36,6 +36,8 @@ def compress(
     calibration: Calibration | None = None,
     plan: Plan | None = None,
     progress: Progress = lambda what, share: None,
+    verb: str = "compress",
+    prepare: Callable[[Workshop], list[str]] = lambda shop: [],
 ) -> tuple[Plan, Workshop]:
     """Plan what to make of every layer; the model is not changed until the plan is applied.
 
@@ -46,12 +48,14 @@ def compress(
         calibration: moments taken before, instead of new ones.
         plan: decisions to replay (edited, perhaps) instead of allocating.
         progress: is told what is being done.
+        verb: for the plan.
+        prepare: may change the workshop before anything is decided; gives notes for the plan.
 
     Raises:
         InputRefused: the budget cannot be met, nothing is selected, the plan is another model's.
     """
     shop, objective = opened(model, options, data, calibration, progress)
-    notes = _notes(shop, objective)
+    notes = [*_notes(shop, objective), *prepare(shop)]
     if plan is not None:
         decided = replayed(shop, plan)
         held_out: dict[str, Any] = {"plan": shop.judged(decided)} if shop.held else {}
@@ -61,7 +65,7 @@ def compress(
     shop.settle(decided)
     if shop.held:
         held_out |= {"rounding": rounding(shop.model, shop.sites, shop.held)}
-    made = _plan(shop, held_out, why, tuple(notes), objective)
+    made = replace(_plan(shop, held_out, why, tuple(notes), objective), verb=verb)
 
     def put(target: nn.Module) -> nn.Module:
         if _fingerprint(target) != made.fingerprint:
@@ -79,7 +83,7 @@ def _plan(
     objective: Objective | None,
 ) -> Plan:
     order = {name: place for place, (name, _) in enumerate(shop.model.named_modules())}
-    comparable = METHODS[shop.sites.found[0].method].comparable
+    comparable = shop.weighed
     decisions = []
     for option in shop.chosen:
         for choice in option.choices:
@@ -113,7 +117,7 @@ def _plan(
         },
         totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
         held_out=held_out,
-        frontier=tuple(_frontier(shop.parts)) if comparable else (),
+        frontier=tuple(_frontier(shop.parts, shop.options.axis)) if comparable else (),
         notes=notes,
         fingerprint=_fingerprint(shop.model),
     )  # fmt: skip
@@ -138,16 +142,16 @@ def _bytes(model: nn.Module, name: str) -> int:
     return sum(p.numel() * p.element_size() for p in own)
 
 
-def _frontier(parts: Sequence[Component], points: int = 40) -> Iterable[dict[str, Any]]:
+def _frontier(parts: Sequence[Component], measure: Measure, points: int = 40) -> Iterable[dict[str, Any]]:
     """Size against predicted loss, from the hulls alone."""
-    hulls = [part.hull("parameters") for part in parts]
-    low = sum(points[0].of("parameters") for points in hulls)
-    high = sum(points[-1].of("parameters") for points in hulls)
+    hulls = [part.hull(measure) for part in parts]
+    low = sum(points[0].of(measure) for points in hulls)
+    high = sum(points[-1].of(measure) for points in hulls)
     for limit in np.linspace(low, high, points):
-        steps = walked(hulls, "parameters", limit)
+        steps = walked(hulls, measure, limit)
         cost = total(option.cost for option in steps)
         yield {
-            "keep": cost.parameters / high,
+            "keep": getattr(cost, measure) / high,
             "parameters": cost.parameters,
             "bytes": cost.bytes,
             "flops": cost.flops,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from netspectra.forms import Member, Site
 from netspectra.forms.factors import is_conv1d
+from netspectra.forms.rounded import Coding
 from netspectra.forms.shelf import Shelf
 from netspectra.linalg.moments import shrunk
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, WIDEST, Calibration, layers
@@ -60,6 +61,7 @@ def find_sites(
     method: str,
     shrinkage: Shrinkage = Shrinkage(),
     centre: bool = True,
+    coding: Coding = Coding(),
 ) -> Sites:
     """Every selected layer as a site of its own, and the groups among them as further ones."""
     modules = layers(model)
@@ -69,7 +71,9 @@ def find_sites(
     norms = calibration.structure.norms if calibration is not None else {}
     sites = []
     for name, member in members.items():
-        facts = {"batch_norm": (norms[name], model.get_submodule(norms[name]))} if name in norms else {}
+        facts: dict[str, Any] = {"coding": coding}
+        if name in norms:
+            facts["batch_norm"] = (norms[name], model.get_submodule(norms[name]))
         sites.append(Site(name, _kind(member.module), {"weight": member}, facts, method))
     if calibration is not None:
         sites += _groups(calibration, members, method)

@@ -13,6 +13,7 @@ from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Site
 from netspectra.live.batches import selected
 from netspectra.live.untouched import untouched
+from netspectra.methods import METHODS
 from netspectra.plan import Cost
 from netspectra.verbs.compress.allocate import Choice, Component, Option, components, grouped
 from netspectra.verbs.compress.calibrate import (
@@ -55,6 +56,7 @@ class Workshop:
         kept: what refitting and healing did to the held-out loss.
         chosen: the options of the plan.
         finished: the modules to place, refitted and healed; made when the plan is first applied.
+        weighed: whether predicted losses of different layers may be weighed against one another.
     """
 
     model: nn.Module
@@ -69,6 +71,7 @@ class Workshop:
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     finished: list[Replacement] | None = None
     chosen: Sequence[Option] = ()
+    weighed: bool = False
 
     @property
     def choices(self) -> dict[int, tuple[Choice, ...]]:
@@ -157,6 +160,7 @@ def opened(
         method=method,
         shrinkage=Shrinkage(options.shrink_inputs, options.shrink_outputs),
         centre=options.centre,
+        coding=options.coding,
     )
     if not sites.found:
         raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
@@ -168,6 +172,7 @@ def opened(
             choices[id(site)] = tuple(_choices(shop, site))
             progress("decomposing", len(choices) / len(sites.found))
     shop.parts = components(choices)
+    shop.weighed = METHODS[method].comparable
     return shop, objective
 
 
@@ -227,11 +232,12 @@ def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
     dense_ms = shop.clock.dense(site) if timed or never_slower else None
     itemsize = next(iter(site.members.values())).module.weight.element_size()  # type: ignore[operator, union-attr]
     flops = sum(m.W.numel() * m.positions for m in site.members.values() if site.kind != "embedding")
-    yield Choice(site, DENSE, 0, Cost(site.parameters, site.parameters * itemsize, flops, dense_ms), 0.0)
+    dense_bytes = site.parameters * itemsize
+    yield Choice(site, DENSE, 0, Cost(site.parameters, dense_bytes, flops, dense_ms), 0.0)
     for name, form in FORMS.items():
         if site.kind not in form.kinds or (options.forms and name not in options.forms):
             continue
-        if (options.portable and not form.portable) or form.refuses(site):
+        if (form.named and not options.forms) or (options.portable and not form.portable) or form.refuses(site):
             continue
         curve = form.curve(site)
         if not len(curve.sizes):
@@ -239,7 +245,8 @@ def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
         ms = shop.clock.curve(site, name, curve.sizes) if dense_ms is not None else None
         size_bytes = curve.parameters * itemsize if curve.bytes is None else curve.bytes
         for i, size in enumerate(curve.sizes):
-            if curve.parameters[i] >= site.parameters or (never_slower and ms is not None and ms[i] >= dense_ms):
+            larger = size_bytes[i] >= dense_bytes if form.named else curve.parameters[i] >= site.parameters
+            if larger or (never_slower and ms is not None and ms[i] >= dense_ms):
                 continue
             cost = Cost(
                 int(curve.parameters[i]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +14,12 @@ from torch.nn.parameter import UninitializedParameter
 from netspectra.errors import InputRefused
 from netspectra.linalg.orthogonal import delta_orthogonal, semi_orthogonal
 
-__all__ = ["Draw", "Method", "draws", "is_norm"]
+__all__ = ["TRANSPOSED", "Draw", "Method", "Values", "draws", "is_norm"]
 
 Method = Literal["orthogonal", "gaussian", "spectral", "keep"]
+Values = Callable[[Sequence[int], torch.Generator], Tensor]  # of a shape, float64
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
 
 
@@ -29,14 +30,14 @@ class Draw:
     Attributes:
         name: of the parameter.
         scheme: in words; empty where it is left alone.
-        value: makes the new value, float64; None where it is left alone.
+        value: makes the new value, of the parameter's shape or another one; None where it is left alone.
         reason: why it is left alone.
     """
 
     name: str
     parameter: nn.Parameter
     scheme: str = ""
-    value: Callable[[torch.Generator], Tensor] | None = None
+    value: Values | None = None
     reason: str = ""
 
 
@@ -72,13 +73,13 @@ def _draw(label: str, name: str, p: nn.Parameter, module: nn.Module, method: Met
     if is_norm(module):
         if name in ("weight", "bias"):
             one = name == "weight" and type(module).__name__ != "GemmaRMSNorm"  # that one multiplies by 1 + weight
-            return Draw(label, p, "ones" if one else "zeros", lambda g: torch.full(p.shape, float(one)))
+            return Draw(label, p, "ones" if one else "zeros", lambda shape, g: torch.full(shape, float(one)))
         return Draw(label, p, reason="of a normalization")
     if isinstance(module, nn.RNNBase | nn.RNNCellBase) and "bias" in name:
-        return Draw(label, p, "zeros", _recurrent_bias(module, name, p))
+        return Draw(label, p, "zeros", _recurrent_bias(module, name))
     if p.dim() == 1:
         if name in ("bias", "in_proj_bias"):
-            return Draw(label, p, "zeros", lambda g: torch.zeros(p.shape))
+            return Draw(label, p, "zeros", lambda shape, g: torch.zeros(shape))
         return Draw(label, p, reason="a vector of its own")
     known = _matrix(name, p, module)
     if known is None:
@@ -93,36 +94,36 @@ def _draw(label: str, name: str, p: nn.Parameter, module: nn.Module, method: Met
         label,
         p,
         f"Gaussian, variance 1 / {fan_in}",
-        lambda g: torch.randn(p.shape, generator=g, dtype=torch.float64) / math.sqrt(fan_in),
+        lambda shape, g: torch.randn(*shape, generator=g, dtype=torch.float64) / math.sqrt(fan_in),
     )
 
 
-def _matrix(name: str, p: Tensor, module: nn.Module) -> tuple[str, Callable[[torch.Generator], Tensor]] | None:
+def _matrix(name: str, p: Tensor, module: nn.Module) -> tuple[str, Values] | None:
     """The orthogonal scheme of a weight whose use is known."""
     if isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and p.dim() == 2):
-        return "orthogonal", lambda g: semi_orthogonal(*_two(p), g)
+        return "orthogonal", lambda shape, g: semi_orthogonal(shape[0], shape[1], g)
     if isinstance(module, nn.MultiheadAttention):
         parts = 3 if name == "in_proj_weight" else 1
         if name.endswith("proj_weight"):
-            return _stacked(p, parts, "q, k, v")
+            return _stacked(parts, "q, k, v")
         return None
     if isinstance(module, nn.RNNBase | nn.RNNCellBase) and name.startswith("weight"):
-        return _stacked(p, _gates(module), "gates")
+        return _stacked(_gates(module), "gates")
     if isinstance(module, _CONVS) and name == "weight":
         if module.groups == 1 and all(s == 1 for s in module.stride):
-            return "delta-orthogonal", lambda g: delta_orthogonal(p.shape, g)
-        return _stacked(p, module.groups, "groups")
-    if isinstance(module, _TRANSPOSED) and name == "weight":
-        return _stacked(p, module.groups, "groups")
+            return "delta-orthogonal", delta_orthogonal
+        return _stacked(module.groups, "groups")
+    if isinstance(module, TRANSPOSED) and name == "weight":
+        return _stacked(module.groups, "groups")
     return None
 
 
-def _stacked(p: Tensor, parts: int, of: str) -> tuple[str, Callable[[torch.Generator], Tensor]]:
+def _stacked(parts: int, of: str) -> tuple[str, Values]:
     """Blocks on top of each other, each orthogonal."""
-    rows, columns = len(p) // parts, p[0].numel()
 
-    def value(g: torch.Generator) -> Tensor:
-        return torch.cat([semi_orthogonal(rows, columns, g) for _ in range(parts)]).reshape(p.shape)
+    def value(shape: Sequence[int], g: torch.Generator) -> Tensor:
+        rows, columns = shape[0] // parts, math.prod(shape[1:])
+        return torch.cat([semi_orthogonal(rows, columns, g) for _ in range(parts)]).reshape(*shape)
 
     return ("orthogonal" if parts == 1 else f"orthogonal, {parts} {of}"), value
 
@@ -131,25 +132,21 @@ def _gates(module: nn.Module) -> int:
     return _GATES.get(str(getattr(module, "mode", type(module).__name__)), 1)
 
 
-def _recurrent_bias(module: nn.Module, name: str, p: Tensor) -> Callable[[torch.Generator], Tensor]:
+def _recurrent_bias(module: nn.Module, name: str) -> Values:
     """Zero; the forget gate of an LSTM one (Jozefowicz et al. 2015), in the input's bias alone."""
 
-    def value(g: torch.Generator) -> Tensor:
-        bias = torch.zeros(p.shape)
+    def value(shape: Sequence[int], g: torch.Generator) -> Tensor:
+        bias = torch.zeros(shape)
         if _gates(module) == 4 and "ih" in name:
-            bias[len(p) // 4 : len(p) // 2] = 1
+            bias[len(bias) // 4 : len(bias) // 2] = 1
         return bias
 
     return value
 
 
-def _two(p: Tensor) -> tuple[int, int]:
-    return p.shape[0], p.shape[1]
-
-
 def _fan_in(name: str, p: Tensor, module: nn.Module) -> int:
     if type(module).__name__ == "Conv1D" and p.dim() == 2:  # of transformers: stored inputs first
         return p.shape[0]
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, TRANSPOSED):
         return p.shape[0] // module.groups * p[0, 0].numel()
     return p[0].numel()

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.live.batches import moved
+from netspectra.live.blocks import Block, Call
+from netspectra.live.conditions import freshly_normalized, plain_kernels, widened
 from netspectra.live.jacobian import vjp
 from netspectra.live.norm import operator_norm
-from netspectra.live.trace import Block, Call, Trace, freshly_normalized, plain_kernels, traced, widened
+from netspectra.live.trace import Trace, traced
 from netspectra.live.untouched import untouched
-from netspectra.verbs.train.draws import Draw, Method, draws, is_norm
+from netspectra.verbs.train.draws import Draw, Method, Values, draws, is_norm
 from netspectra.verbs.train.initialization import Change, Initialization
+from netspectra.verbs.train.mirrored import Mirror, mirrors
 from netspectra.verbs.train.trainability import TrainabilityOptions, backward_profile, output_probes, trainability
 
 __all__ = ["InitializeOptions", "initialize_"]
@@ -38,6 +41,7 @@ class InitializeOptions:
             ``spectral`` (spectral norm sqrt(out / in), no Jacobian), ``keep`` (scale what is there).
         target: rms singular value of the end-to-end Jacobian that plain networks are brought to.
         branch: rms singular value of each residual branch over that of its stream; by default 1 / sqrt(branches).
+        mirror: draw orthogonal weights in mirrored pairs where a plain network's activations are not odd functions.
         rescale: whether the Jacobian may set scales after the draw.
         tolerance: relative error of the gain of each block to stop at, and half of that of the whole.
         rounds: most measurements.
@@ -50,6 +54,7 @@ class InitializeOptions:
     method: Method = "orthogonal"
     target: float = 1.0
     branch: float | None = None
+    mirror: bool = True
     rescale: bool = True
     tolerance: float = 0.02
     rounds: int = 60
@@ -80,7 +85,7 @@ def initialize_(model: nn.Module, batch: Any, options: InitializeOptions = Initi
     before = trainability(model, batch, measure)
     held = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     try:
-        changes = _drawn(model, options)
+        changes = _drawn(model, batch, options)
         if options.method == "spectral":
             _spectral(model, batch, options, changes)
             rounds = 0
@@ -95,25 +100,48 @@ def initialize_(model: nn.Module, batch: Any, options: InitializeOptions = Initi
     return Initialization(before, after, tuple(changes.values()), rounds, options.method, options.seed)
 
 
-def _drawn(model: nn.Module, options: InitializeOptions) -> dict[int, Change]:
+def _drawn(model: nn.Module, batch: Any, options: InitializeOptions) -> dict[int, Change]:
     """Write fresh values; one row a parameter, by its identity."""
     generator = torch.Generator().manual_seed(options.seed)
+    rows = [
+        draw if options.accepts(draw.name) else Draw(draw.name, draw.parameter, reason="not asked for")
+        for draw in draws(model, options.method)
+    ]
+    mirrored = _mirrors(model, batch, options, rows) if options.mirror and options.method == "orthogonal" else {}
     changes: dict[int, Change] = {}
-    for draw in draws(model, options.method):
-        if not options.accepts(draw.name):
-            draw = Draw(draw.name, draw.parameter, reason="not asked for")
+    for draw in rows:
+        parameter, scheme = draw.parameter, draw.scheme
         if draw.value is not None:
+            mirror = mirrored.get(id(parameter))
+            scheme += ", mirrored" * (mirror is not None)
+            drawn = mirror.draw if mirror else _whole
             with torch.no_grad():
-                draw.parameter.copy_(draw.value(generator))
+                parameter.copy_(drawn(draw.value, parameter.shape, generator))
         touched = draw.value is not None or draw.reason == "kept as it was"
-        changes[id(draw.parameter)] = Change(
-            draw.name, tuple(draw.parameter.shape), draw.scheme, draw.reason, draw.parameter, touched
-        )
+        changes[id(parameter)] = Change(draw.name, tuple(parameter.shape), scheme, draw.reason, parameter, touched)
     if options.method != "keep":
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
     return changes
+
+
+def _whole(value: Values, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return value(shape, generator)
+
+
+def _mirrors(model: nn.Module, batch: Any, options: InitializeOptions, rows: Sequence[Draw]) -> dict[int, Mirror]:
+    """How to mirror which parameter of the model, by its identity."""
+    subject = _subject(model, batch)
+    real = {id(mine): id(theirs) for mine, theirs in subject.pairs}
+    drawn = {id(row.parameter) for row in rows if row.value is not None}
+    found: dict[int, Mirror] = {}
+
+    def see(trace: Trace) -> None:
+        found.update(mirrors(subject.model, subject.batch, trace, lambda p: real[id(p)] in drawn))
+
+    _look(subject, options, see)
+    return {real[key]: mirror for key, mirror in found.items()}
 
 
 # -- scales by the Jacobian ------------------------------------------------------------------------------------------

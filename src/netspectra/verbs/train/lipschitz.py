@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.linalg.lanczos import golub_kahan
 from netspectra.live.batches import tensors
+from netspectra.live.conditions import plain_kernels
 from netspectra.live.constants import certify
 from netspectra.live.jacobian import Jacobian, NoForwardProducts, pushed
 from netspectra.live.layers import linear_layers
 from netspectra.live.maps import LinearMap
 from netspectra.live.norm import norm_of
-from netspectra.live.trace import plain_kernels, traced
+from netspectra.live.trace import traced
 from netspectra.live.untouched import untouched
 from netspectra.weight import Selection
 

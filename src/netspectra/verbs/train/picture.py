@@ -34,7 +34,7 @@ def profile(found: Mapping[str, Trainability]) -> go.Figure:
         specs=[[{}, {"rowspan": 2}], [{}, None]],
         shared_xaxes=True,
         vertical_spacing=0.14,
-        subplot_titles=("Jacobian and activations along the depth", "end-to-end singular values", "gain of each block"),
+        subplot_titles=("along the depth", "singular values", "gain of each block"),
     )
     for place, (label, one) in enumerate(found.items()):
         colour = COLOURS[place % len(COLOURS)]

@@ -104,6 +104,8 @@ def _place(case: Case, sign: int) -> tuple[str, dict[str, Any]]:
     most, name = max(changes, default=(0.0, ""))
     if total <= 0:
         return "", {}
+    if math.isinf(most):
+        return f", all of it in {name}", {"block": name}
     if most > total / 2 and len(changes) > 1:
         return f", most of it in {name}", {"block": name, "decades": sign * most}
     moving = [change for change, _ in changes if change > total / (4 * len(changes))]
@@ -244,7 +246,8 @@ RULES: tuple[Rule[Case], ...] = (
         "note",
         "heuristic",
         "Schoenholz et al. 2017, arXiv 1611.01232; Balduzzi et al. 2017, arXiv 1702.08591",
-        "deep plain networks do this, of ReLU at any scale: residual connections or normalization keep inputs apart",
+        "deep plain networks do this, of ReLU at any scale: netspectra.initialize_ begins them in mirrored pairs; "
+        "or residual connections or normalization",
         _alike,
     ),
     Rule(

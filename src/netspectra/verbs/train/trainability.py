@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.live.batches import moved
+from netspectra.live.blocks import Block
+from netspectra.live.conditions import freshly_normalized, plain_kernels, widened
 from netspectra.live.jacobian import NoForwardProducts, energies, pushed
-from netspectra.live.trace import Block, Trace, freshly_normalized, plain_kernels, traced, widened
+from netspectra.live.trace import Trace, traced
 from netspectra.live.untouched import untouched
 from netspectra.record import Value
 from netspectra.verbs.train.findings import Trainability

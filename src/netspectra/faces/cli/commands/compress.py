@@ -12,7 +12,8 @@ import typer
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
-from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.output import writable
+from netspectra.faces.cli.planned import opened, told
 from netspectra.faces.cli.progress import sharing
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from netspectra.plan import Plan
     from netspectra.verbs.compress.options import CompressOptions
-    from netspectra.weight import Source
 
 EXAMPLES = (
     "Examples: netspectra compress ./model --keep 0.5 --calibration texts.txt -o ./smaller --html report.html; "
@@ -122,7 +122,7 @@ def compress(
             )
         _streamed(path, None if plan_only else out, options, moments, given, plan, html, json_out, quiet)
         return
-    source, network, batches = _opened(path, model, calibration, samples, tokens, batch_size)
+    source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
     with sharing(quiet=quiet) as progress:
         made = _planned(network, options, batches, moments, given, progress)
         if not plan_only:
@@ -139,18 +139,7 @@ def compress(
             from netspectra.live.export import export as exported
 
             print(exported(network, file, (batches or [None])[0]), file=sys.stderr)
-    _told(made, html, json_out, plan if given is None else None, quiet)
-
-
-def _told(made: Plan, html: str | None, json_out: str | None, plan: Path | None, quiet: bool) -> None:
-    """Write and show what was planned."""
-    if html is not None:
-        write(html, made.to_html())
-    if json_out is not None:
-        write(json_out, made.to_json())
-    if not quiet and "-" not in (html, json_out):
-        _show(made)
-    tell_files(html, json_out, plan)
+    told(made, html, json_out, plan if given is None else None, quiet)
 
 
 def _streamed(
@@ -180,34 +169,7 @@ def _streamed(
         made.save(plan)
     if saved is not None:
         print(saved, file=sys.stderr)
-    _told(made, html, json_out, plan if given is None else None, quiet)
-
-
-def _opened(
-    path: str, make: str | None, calibration: Path | None, samples: int, tokens: int, size: int | None
-) -> tuple[Source, torch.nn.Module, list[Any] | None]:
-    """The checkpoint, its live model, and calibration batches for it."""
-    from netspectra.live.build import build, factory
-    from netspectra.live.samples import affordable, is_tensors, read_samples, tensor_batches, text_batches, tokenizer
-    from netspectra.sources import open as open_source
-
-    source = open_source(path)
-    if calibration is None:
-        return source, build(source, factory(make) if make else None), None
-    if is_tensors(calibration):
-        size = size or 32
-        batches = tensor_batches(open_source(calibration), size=size)[: max(1, samples // size)]
-        return source, build(source, factory(make) if make else None), batches
-    texts, words = _spread(read_samples(calibration), samples), tokenizer(source)
-    network = build(source, factory(make) if make else None)
-    texts.sort(key=len)  # alike lengths in a batch: less padding
-    size = size or affordable(network, tokens)
-    return source, network, text_batches(texts, words, network, size=size, longest=tokens)
-
-
-def _spread(texts: list[str], count: int) -> list[str]:
-    """At most ``count`` of them, evenly from the whole file."""
-    return texts if len(texts) <= count else [texts[i * len(texts) // count] for i in range(count)]
+    told(made, html, json_out, plan if given is None else None, quiet)
 
 
 def _planned(
@@ -226,10 +188,3 @@ def _planned(
     if moments is not None and known is None and shop.calibration is not None:
         shop.calibration.save(moments)
     return made
-
-
-def _show(plan: Plan) -> None:
-    """The plan as a table, and what was measured, on stdout."""
-    from netspectra.faces.cli.table import show_plan
-
-    show_plan(plan)

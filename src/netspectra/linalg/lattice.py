@@ -10,12 +10,13 @@ from torch import Tensor
 
 from netspectra.linalg.spectrum import STORED_EPS
 
-__all__ = ["Form", "form_of"]
+__all__ = ["Form", "coded_form", "form_of"]
 
 NARROWER = ("bfloat16", "float16", "float32")  # in the order in which they are tried
 SMALLEST = {"float16": 2.0**-25, "bfloat16": 0.0, "float32": 0.0, "float64": 0.0}  # half the smallest step near zero
 GROUPS = (128, 64, 32)
-SAMPLED = 64  # groups in which a lattice is looked for before all are
+SAMPLES = ((8, 1 << 12), (64, 1 << 16))  # groups, and numbers of each, in which a lattice is looked for before all are
+REPEATED = 0.97  # different numbers in a row or column, as a share, from which on it lies on no few levels
 FEW = 8  # numbers that must show it before a tensor is said to lie on a coarser grid than its dtype's
 LEVELS = 300  # steps of a lattice at most: 8 bits and some room
 INNER = 0.1  # share of the entries that must be neither zero nor the largest
@@ -51,15 +52,9 @@ def form_of(X: Tensor, dtype: str, stored: str = "") -> Form:
     >>> form_of(torch.linspace(0.1, 1, 20).bfloat16().double()[None], "float32").name
     'bfloat16'
     """
-    eight = re.search(r"float8_\w+", stored or dtype)
-    if eight:
-        name = eight[0]
-        return Form(name, 0.5 * STORED_EPS.get(name, 0.25) * X.abs() + 2.0**-19 * X.abs().amax(-1, keepdim=True), True)
-    found = None if stored[:1] in ("Q", "T") or dtype == "float64" else _lattice(X)
+    found = coded_form(X, dtype, stored)
     if found is not None:
-        return Form(stored or found[0], 0.5 * found[1], True)
-    if stored and not stored.startswith(("F", "BF", "float", "bfloat")):
-        return Form(stored, 0.5 * _step(X, _bits(stored), 32 if stored[:1] in ("Q", "I", "T") else 0), True)
+        return found
     for name in NARROWER:
         kind = getattr(torch, name)
         if dtype != name and not _telling(X):
@@ -67,6 +62,38 @@ def form_of(X: Tensor, dtype: str, stored: str = "") -> Form:
         if STORED_EPS.get(dtype, 0.0) <= STORED_EPS[name] and torch.equal(X.to(kind).to(X.dtype), X):
             return Form(name, 0.5 * STORED_EPS[name] * X.abs() + SMALLEST[name])
     return Form("float64", 0.5 * STORED_EPS["float64"] * X.abs())
+
+
+def coded_form(X: Tensor, dtype: str, stored: str = "") -> Form | None:
+    """The grid of a quantizer on which a matrix lies; None where its numbers are floating numbers of any dtype.
+
+    Args:
+        X: (m, n), floating.
+        dtype: name of the dtype of the loaded tensor.
+        stored: how the file keeps it, where that is another.
+    """
+    eight = re.search(r"float8_\w+", stored or dtype)
+    if eight:
+        name = eight[0]
+        return Form(name, 0.5 * STORED_EPS.get(name, 0.25) * X.abs() + 2.0**-19 * X.abs().amax(-1, keepdim=True), True)
+    looked = stored[:1] not in ("Q", "T") and dtype != "float64" and (bool(stored) or _repeats(X))
+    found = _lattice(X) if looked else None
+    if found is not None:
+        return Form(stored or found[0], 0.5 * found[1], True)
+    if stored and not stored.startswith(("F", "BF", "float", "bfloat")):
+        return Form(stored, 0.5 * _step(X, _bits(stored), 32 if stored[:1] in ("Q", "I", "T") else 0), True)
+    return None
+
+
+def _repeats(X: Tensor) -> bool:
+    """Whether numbers come again and again within some rows or columns, as on few levels they do; quick."""
+    for lines in (X, X.mT):
+        some = lines[:: -(-len(lines) // 4)][:, : 1 << 12]
+        if some.shape[1] >= 16:
+            different = (some.sort(1).values.diff(dim=1) != 0).double().mean(1)
+            if float(different.min()) < REPEATED:
+                return True
+    return min(X.shape) < 16
 
 
 def _telling(X: Tensor) -> bool:
@@ -101,7 +128,7 @@ def _lattice(X: Tensor) -> tuple[str, Tensor] | None:
         count, size = groups.shape
         if size < 4:
             continue
-        if _steps(groups[:: -(-count // SAMPLED)][:, : 1 << 16]) is None:
+        if any(_steps(groups[:: -(-count // most)][:, :width]) is None for most, width in SAMPLES):
             continue
         steps = _steps(groups)
         if steps is None:
@@ -140,7 +167,7 @@ def _usual(unit: Tensor, inner: Tensor) -> Tensor | None:
     """The spacing of the usual quantizers: 2^(b-1) - 1 or 2^(b-1) steps to the largest, 2^b - 1 over the range."""
     low, high = unit.amin(1, keepdim=True), unit.amax(1, keepdim=True)
     span = torch.where(high > low, high - low, 1.0)
-    for bits in (8, 4, 6, 5, 3):
+    for bits in (3, 4, 5, 6, 8):  # coarse ones first: 15 steps are 255 steps of a seventeenth, too
         half, full = 2 ** (bits - 1), 2**bits - 1
         for r, step in (
             (unit * (half - 1), torch.full_like(low, 1 / (half - 1))),

@@ -1,0 +1,348 @@
+"""One subject: allocations at equal bytes, roundings at equal bytes, corrections, more bits against a correction."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from benchmarks.quantize.subjects import GROUP, Subject
+from netspectra.forms.rounded import bits_of
+from netspectra.linalg.rounding import Grid, compensated, group_of, nearest
+from netspectra.linalg.weighted import leading
+from netspectra.live.untouched import untouched
+from netspectra.verbs.compress.allocate import Budget, Choice, Component, Option, allocate, uniform
+from netspectra.verbs.compress.replace import tried
+from netspectra.verbs.compress.workshop import Workshop
+from netspectra.verbs.quantize.options import QuantizeOptions
+from netspectra.verbs.quantize.planning import quantize
+
+LEVELS = (8, 4, 3, 2)
+SEEDS = 5
+
+
+def opened(subject: Subject, calibration: Any = None, **options: Any) -> Workshop:
+    """What each weight can become, at a budget that does not matter yet."""
+    asked = QuantizeOptions(bits=8, levels=LEVELS, group=GROUP, include=subject.include, **options)
+    return quantize(subject.model, asked, list(subject.calibration), calibration=calibration)[1]
+
+
+def singles(shop: Workshop) -> list[Component]:
+    """One component a layer, with the choices of few bits only."""
+    return [
+        Component(
+            ((site,),), {id(site): tuple(c for c in shop.choices[id(site)] if c.form == "dense" or bits_of(c.form))}
+        )
+        for site in shop.sites.found
+        if len(site.members) == 1
+    ]
+
+
+def weighed(
+    parts: Sequence[Component], loss: Callable[[Choice], float], ranks: Sequence[int] = (0,)
+) -> list[Component]:
+    """The same layers with other losses, and corrections of these ranks only."""
+    found = []
+    for part in parts:
+        choices = {
+            key: tuple(replace(c, loss=0.0 if c.form == "dense" else loss(c)) for c in some
+                       if c.form == "dense" or c.size in ranks)
+            for key, some in part.choices.items()
+        }  # fmt: skip
+        found.append(Component(part.alternatives, choices))
+    return found
+
+
+def bytes_of(options: Sequence[Option]) -> int:
+    return sum(option.cost.bytes for option in options)
+
+
+def even(parts: Sequence[Component], form: str, rank: int = 0) -> list[Option]:
+    """The same bits and rank everywhere; where a layer is too small for the rank, none."""
+
+    def fits(choice: Choice) -> bool:
+        sizes = [c.size for c in by_site[id(choice.site)] if c.form == form and c.size <= rank]
+        return choice.form == form and choice.size == max(sizes)
+
+    by_site = {key: some for part in parts for key, some in part.choices.items()}
+    return uniform(parts, 1.0, "bytes", fits)
+
+
+def drawn(parts: Sequence[Component], limit: float, seed: int) -> list[Option]:
+    """Bits drawn at random until they fill the budget: all at the fewest, then random steps up that still fit."""
+    order = random.Random(seed)
+    levels = [sorted((Option((c,), c.cost, c.loss) for some in part.choices.values() for c in some
+                      if bits_of(c.form) and not c.size), key=lambda o: o.cost.bytes) for part in parts]  # fmt: skip
+    at = [0] * len(parts)
+    spent = sum(some[0].cost.bytes for some in levels)
+    while True:
+        up = [i for i, some in enumerate(levels) if at[i] + 1 < len(some)
+              and spent + some[at[i] + 1].cost.bytes - some[at[i]].cost.bytes <= limit]  # fmt: skip
+        if not up:
+            return [some[i] for some, i in zip(levels, at, strict=True)]
+        i = order.choice(up)
+        spent += levels[i][at[i] + 1].cost.bytes - levels[i][at[i]].cost.bytes
+        at[i] += 1
+
+
+class Bench:
+    """A subject with its choices worked out once."""
+
+    def __init__(self, subject: Subject) -> None:
+        started = time.process_time()
+        self.subject = subject
+        self.shop = opened(subject)
+        self.parts = singles(self.shop)
+        self.seconds = time.process_time() - started
+        self.members = {part.alternatives[0][0].name: part.alternatives[0][0].member for part in self.parts}
+
+    def judged(self, options: Sequence[Option]) -> dict[str, float]:
+        with untouched(self.subject.model), tried(self.subject.model, self.shop.fit(options)) as changed:
+            return self.subject.distance(changed)
+
+    def with_weights(self, made: Mapping[str, Tensor]) -> dict[str, float]:
+        """The distance with other weights (as rows of outputs), the error's mean folded into the bias."""
+        before = {}
+        try:
+            with torch.no_grad():
+                for name, W in made.items():
+                    member = self.members[name]
+                    module = member.module
+                    bias = getattr(module, "bias", None)
+                    before[name] = (module.weight.detach().clone(), None if bias is None else bias.detach().clone())
+                    module.weight.copy_(W.reshape(module.weight.shape))
+                    if bias is not None and member.mean is not None:
+                        bias += ((member.W - W) @ member.mean).to(bias)
+                return self.subject.distance(self.subject.model)
+        finally:
+            with torch.no_grad():
+                for name, (weight, bias) in before.items():
+                    self.members[name].module.weight.copy_(weight)
+                    if bias is not None:
+                        self.members[name].module.bias.copy_(bias)
+
+
+# ---- sensitivity -------------------------------------------------------------------------------------------------
+
+
+def sensitivities(bench: Bench, form: str = "int3") -> dict[str, Any]:
+    """Rank correlation of each predictor with the loss measured when a layer alone is rounded."""
+    measured, features = [], {"sigma_1 squared": [], "stable rank": [], "weight error": [], "activations only": [],
+                              "predicted": []}  # fmt: skip
+    for part in bench.parts:
+        [choice] = [c for some in part.choices.values() for c in some if c.form == form and not c.size]
+        measured.append(statistics.fmean(bench.judged([Option((choice,), choice.cost, choice.loss)]).values()))
+        for name, value in proxies(choice).items():
+            features[name].append(value)
+    found = {}
+    for name, values in features.items():
+        rho = spearmanr(values, measured)
+        found[name] = {"rho": float(rho.statistic), "p": float(rho.pvalue)}
+    return {"form": form, "layers": len(measured), "features": found}
+
+
+def proxies(choice: Choice) -> dict[str, float]:
+    """What the allocations go by, for one layer at one number of bits."""
+    member = choice.site.member
+    s = torch.linalg.svdvals(member.W)
+    step = 4.0 ** -bits_of(choice.form)
+    error = member.W - choice_weight(choice)
+    A = member.A
+    under = error if A is None else error @ A
+    return {
+        "sigma_1 squared": float(s[0]) ** 2 * step,
+        "stable rank": float(s.square().sum() / s[0].square()) * step,
+        "weight error": float(error.square().sum()),
+        "activations only": float((error * under).sum()) * member.positions,
+        "predicted": choice.loss,
+    }
+
+
+def choice_weight(choice: Choice) -> Tensor:
+    from netspectra.forms import FORMS
+
+    module = FORMS[choice.form].fit(choice.site, choice.size)[choice.site.member.name]
+    weight = module.weight.detach().double()
+    return weight.mT if getattr(module, "turned", False) else weight.flatten(1)
+
+
+# ---- allocations -------------------------------------------------------------------------------------------------
+
+
+def allocations(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[str, Any]]:
+    """Distances at the bytes of the same bits everywhere, with no corrections: only where the bits go differs."""
+    known: dict[tuple[int, str], dict[str, float]] = {}
+
+    def proxy(name: str) -> Callable[[Choice], float]:
+        def loss(choice: Choice) -> float:
+            key = (id(choice.site), choice.form)
+            if key not in known:
+                known[key] = proxies(choice)
+            return known[key][name]
+
+        return loss
+
+    measured = measured_losses(bench)
+    rows = []
+    for form in forms:
+        same = even(bench.parts, form)
+        limit = Budget("bytes", bytes_of(same))
+        made = {"the same bits everywhere": same}
+        for name in ("sigma_1 squared", "stable rank", "weight error", "activations only", "predicted"):
+            made[name] = allocate(weighed(bench.parts, proxy(name)), limit)
+        made["measured"] = allocate(weighed(bench.parts, lambda c: measured[id(c.site), c.form]), limit)
+        made["predicted, with corrections"] = allocate(bench.parts, limit)
+        for name, options in made.items():
+            rows.append({"budget": form, "allocation": name, "bytes": bytes_of(options), **judged_row(bench, options)})
+        lost = [judged_row(bench, drawn(bench.parts, limit.limit, seed))["distance"] for seed in range(SEEDS)]
+        by_set = {name: [one[name] for one in lost] for name in lost[0]}
+        rows.append(
+            {
+                "budget": form,
+                "allocation": f"random (mean of {SEEDS})",
+                "bytes": bytes_of(same),
+                "distance": {name: statistics.fmean(some) for name, some in by_set.items()},
+                "spread": {name: [min(some), max(some)] for name, some in by_set.items()},
+            }
+        )
+    return rows
+
+
+def judged_row(bench: Bench, options: Sequence[Option]) -> dict[str, Any]:
+    return {"distance": bench.judged(options)}
+
+
+def measured_losses(bench: Bench) -> dict[tuple[int, str], float]:
+    """The planner's own measured mode, on its held-out samples."""
+    assert bench.shop.held is not None
+    found: dict[tuple[int, str], float] = {}
+    for part in bench.parts:
+        for some in part.choices.values():
+            for choice in some:
+                if bits_of(choice.form) and not choice.size:
+                    key = (id(choice.site), choice.form)
+                    if choice.form == "int8":
+                        found[key] = choice.loss
+                        continue
+                    with tried(bench.subject.model, bench.shop.fit([Option((choice,), choice.cost, 0.0)])) as changed:
+                        found[key] = bench.shop.held.loss(changed)
+    return found
+
+
+# ---- rounding and corrections ------------------------------------------------------------------------------------
+
+
+def groups(W: Tensor) -> Tensor:
+    return W.reshape(len(W), -1, group_of(W.shape[1], GROUP))
+
+
+def minmax(W: Tensor, bits: int) -> Tensor:
+    """Rounding to the nearest between each group's ends, with a zero point: what torchao's weight-only configs do."""
+    return nearest(W, Grid(bits, GROUP), search=False).numbers()
+
+
+def half_quadratic(W: Tensor, bits: int, steps: int = 20, p: float = 0.7) -> Tensor:
+    """Zero points by half-quadratic splitting (Badri & Shaji 2023, HQQ): sparse errors are let be."""
+    cut, top = groups(W), 2**bits - 1
+    low, high = cut.amin(-1, keepdim=True), cut.amax(-1, keepdim=True)
+    scale = ((high - low) / top).clamp_min(1e-12)
+    zero = -low / scale
+    beta, best, kept = 10.0, None, None
+    for _ in range(steps):
+        codes = (cut / scale + zero).round().clamp(0, top)
+        numbers = (codes - zero) * scale
+        error = cut - numbers
+        cost = float(error.abs().pow(p).mean())
+        if best is not None and cost >= best:
+            break
+        best, kept = cost, numbers
+        size = error.abs()
+        shrunk = error.sign() * (size - size.clamp_min(1e-12).pow(p - 1) / beta).clamp_min(0)
+        zero = (codes - (cut - shrunk) / scale).mean(-1, keepdim=True)
+        beta *= 1.01
+    assert kept is not None
+    return kept.reshape(W.shape)
+
+
+def searched(W: Tensor, bits: int, A: Tensor | None) -> Tensor:
+    return nearest(W, Grid(bits, GROUP), None if A is None else A.diagonal()).numbers()
+
+
+def compensating(W: Tensor, bits: int, A: Tensor | None) -> Tensor:
+    return searched(W, bits, A) if A is None else compensated(W, [Grid(bits, GROUP)], A)[0].numbers()
+
+
+def roundings(bench: Bench, bits: Sequence[int] = (4, 3, 2)) -> list[dict[str, Any]]:
+    """Ways to round, all with the same groups, zero points and bytes."""
+    ways: dict[str, Callable[[Any, int], Tensor]] = {
+        "nearest, no clipping (torchao)": lambda m, b: minmax(m.W, b),
+        "half-quadratic zero points (HQQ)": lambda m, b: half_quadratic(m.W, b),
+        "nearest, scales by weighted error": lambda m, b: searched(m.W, b, m.A),
+        "compensated": lambda m, b: compensating(m.W, b, m.A),
+    }
+    return [
+        {"bits": b, "rounding": name, "distance": bench.with_weights({n: way(m, b) for n, m in bench.members.items()})}
+        for b in bits for name, way in ways.items()
+    ]  # fmt: skip
+
+
+def corrections(bench: Bench, rank: int = 16, bits: int = 3) -> list[dict[str, Any]]:
+    """What a correction of one rank recovers, by what its error is measured in."""
+    rows = []
+    for how, way in (("nearest, no clipping", lambda m: minmax(m.W, bits)),
+                     ("compensated", lambda m: compensating(m.W, bits, m.A))):  # fmt: skip
+        base = {name: way(member) for name, member in bench.members.items()}
+        for kind in ("none", "plain", "activations", "both"):
+            made = {}
+            for name, Q in base.items():
+                member = bench.members[name]
+                A = member.A if kind in ("activations", "both") else None
+                G = member.G if kind == "both" else None
+                small = 2 * rank >= min(Q.shape)
+                left, right, _, _ = leading(member.W - Q, A, G, 0 if kind == "none" or small else rank)
+                made[name] = Q + left @ right
+            rows.append({"rounding": how, "correction": kind, "distance": bench.with_weights(made)})
+    return rows
+
+
+def trade(bench: Bench, form: str = "int3", rank: int = 16) -> list[dict[str, Any]]:
+    """The bytes of a few bits with a correction everywhere, spent in other ways."""
+    both = even(bench.parts, form, rank)
+    limit = Budget("bytes", bytes_of(both))
+    made = {
+        f"{form} and rank {rank} everywhere": both,
+        "bits only, allocated": allocate(weighed(bench.parts, lambda c: c.loss), limit),
+        "bits and corrections, allocated": allocate(bench.parts, limit),
+    }
+    return [
+        {"way": name, "bytes": bytes_of(options), "distance": bench.judged(options)} for name, options in made.items()
+    ]
+
+
+def measured(subject: Subject) -> dict[str, Any]:
+    """Everything on one subject."""
+    bench = Bench(subject)
+    weights = sum(member.W.numel() for member in bench.members.values())
+    return {
+        "name": subject.name,
+        "measure": subject.measure,
+        "note": subject.note,
+        "weights": weights,
+        "layers": len(bench.members),
+        "cpu_seconds_to_plan": bench.seconds,
+        "sensitivity": sensitivities(bench),
+        "allocations": allocations(bench),
+        "roundings": roundings(bench),
+        "corrections": corrections(bench),
+        "trade": trade(bench),
+    }
+
+
+__all__ = ["Bench", "measured"]

@@ -1,0 +1,130 @@
+"""Quantization: where the bits go, how numbers are rounded, what corrections recover; all at equal bytes.
+
+``python -m benchmarks quantize`` runs all subjects; ``python -m benchmarks.quantize.run SUBJECT ...`` some of them, and
+keeps what the others measured before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quantize.measures import measured
+from benchmarks.quantize.subjects import SUBJECTS
+from benchmarks.results import keep, table
+
+HERE = Path(__file__).parent
+TITLE = "Quantization at equal bytes"
+
+
+def mean(distance: Mapping[str, float]) -> float:
+    return sum(distance.values()) / len(distance)
+
+
+def page(subjects: Mapping[str, Mapping[str, Any]]) -> str:
+    """The findings as Markdown."""
+    return "\n\n".join([marks(subjects), *(section(found) for found in subjects.values())])
+
+
+def row(found: Mapping[str, Any], part: str, **wanted: Any) -> Mapping[str, Any]:
+    return next(one for one in found[part] if all(one[key] == value for key, value in wanted.items()))
+
+
+def marks(subjects: Mapping[str, Mapping[str, Any]]) -> str:
+    """The marks, each with what was measured, means over the test sets."""
+    lines = []
+    for found in subjects.values():
+        same, predicted, random = (
+            {budget: allocated(found, budget, name) for budget in ("int3", "int4")}
+            for name in ("the same", "predicted", "random")
+        )
+        left = {one["rounding"] + one["correction"]: mean(one["distance"]) for one in found["corrections"]}
+        lines.append(
+            (
+                found["name"],
+                f"{predicted['int3'] / same['int3']:.2f} x",
+                f"{predicted['int4'] / same['int4']:.2f} x",
+                f"{1 - predicted['int3'] / random['int3']:.0%}",
+                f"{1 - left['nearest, no clippingboth'] / left['nearest, no clippingnone']:.0%}",
+                f"{1 - left['compensatedboth'] / left['compensatednone']:.0%}",
+            )
+        )
+    head = ("model", "3 bits: of the same bits everywhere (mark 0.85 x)", "4 bits (mark 1.05 x)",
+            "below random, 3 bits (mark 30 %)", "rank 16 recovers of int3, to the nearest (mark 50 %)",
+            "of int3, compensated")  # fmt: skip
+    return "Distances are means over the test sets of each model.\n\n" + table(head, lines)
+
+
+def allocated(found: Mapping[str, Any], budget: str, name: str) -> float:
+    """Mean distance of the first allocation whose name begins so."""
+    rows = (one for one in found["allocations"] if one["budget"] == budget and one["allocation"].startswith(name))
+    return mean(next(rows)["distance"])
+
+
+def section(found: Mapping[str, Any]) -> str:
+    sets = list(found["allocations"][0]["distance"])
+
+    def cells(one: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+        return [
+            f"{one['distance'][name]:.4g} ({one['distance'][name] / base['distance'][name]:.2f} x)" for name in sets
+        ]
+
+    parts = [
+        f"## {found['name']}",
+        f"{found['layers']} layers, {found['weights']:,} weights; {found['note']}. Distance: {found['measure']}. "
+        f"Planning took {found['cpu_seconds_to_plan']:.0f} CPU seconds.",
+    ]
+    sense = found["sensitivity"]
+    parts += [
+        f"Rank correlation with the distance measured when a layer alone is rounded to {sense['form']}:",
+        table(
+            ("predictor", "rho", "p"), [(n, f"{f['rho']:+.2f}", f"{f['p']:.2g}") for n, f in sense["features"].items()]
+        ),
+    ]
+    for budget in dict.fromkeys(one["budget"] for one in found["allocations"]):
+        some: Sequence[Mapping[str, Any]] = [one for one in found["allocations"] if one["budget"] == budget]
+        lines = []
+        for one in sorted(some, key=lambda one: mean(one["distance"])):
+            spread = ", ".join(f"{a:.3g} .. {b:.3g}" for a, b in one.get("spread", {}).values())
+            lines.append((one["allocation"], f"{one['bytes']:,}", *cells(one, some[0]), spread))
+        parts += [
+            f"Bits by layer, at the bytes of {budget} everywhere:",
+            table(("by", "bytes", *sets, "spread"), lines),
+        ]
+    lines = [(one["bits"], one["rounding"], *cells(one, row(found, "roundings", bits=one["bits"])))
+             for one in found["roundings"]]  # fmt: skip
+    parts += ["Rounding, the same bits, groups and bytes:", table(("bits", "rounding", *sets), lines)]
+    lines = [(one["rounding"], one["correction"],
+              *cells(one, row(found, "corrections", rounding=one["rounding"], correction="none")))
+             for one in found["corrections"]]  # fmt: skip
+    parts += ["A correction of rank 16 on 3 bits, by what its error is measured in:",
+              table(("rounding", "correction", *sets), lines)]  # fmt: skip
+    lines = [(one["way"], f"{one['bytes']:,}", *cells(one, found["trade"][0])) for one in found["trade"]]
+    parts += ["More bits, or a correction:", table(("way", "bytes", *sets), lines)]
+    return "\n\n".join(parts)
+
+
+def main(quick: bool = False, names: Sequence[str] = ()) -> None:
+    path = HERE / "results.json"
+    known = json.loads(path.read_text())["subjects"] if path.exists() and names else {}
+    for name in names or SUBJECTS:
+        started = time.process_time()
+        known[name] = measured(SUBJECTS[name](quick))
+        print(f"{name}: {time.process_time() - started:.0f} CPU s", flush=True)
+    text = page({name: known[name] for name in SUBJECTS if name in known})
+    if quick:
+        print(text)
+        return
+    keep(HERE, TITLE, {"subjects": known}, text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*SUBJECTS, []])
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args()
+    main(quick=asked.quick, names=asked.names)

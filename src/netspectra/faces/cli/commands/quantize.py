@@ -1,0 +1,148 @@
+"""``netspectra quantize``: bits for every weight under a budget, and files that runtimes load."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netspectra.checkpoint import refuse_foreign
+from netspectra.errors import InputRefused
+from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.output import writable
+from netspectra.faces.cli.planned import opened, told
+from netspectra.faces.cli.progress import sharing
+
+EXAMPLES = (
+    "Examples: netspectra quantize ./model --bits 4.25 --calibration texts.txt -o ./small; netspectra quantize "
+    "./model --bits 3.5 --calibration texts.txt --plan plan.json --plan-only, edit plan.json, then the same with "
+    "-o ./small and without --plan-only"
+)
+
+
+@app.command(epilog=EXAMPLES)
+def quantize(
+    path: PathArgument,
+    bits: Annotated[
+        float | None, typer.Option(help="Budget: bits a weight on average, all included.", show_default="4.25")
+    ] = None,
+    max_bytes: Annotated[float | None, typer.Option(help="Budget: bytes of the selected weights.")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Budget: the predicted loss a sample; as small as it allows.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text (blank lines or lines separate samples), .npz or .safetensors."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the model goes.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read this plan if it exists, else write it there.")
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Stop at the plan.")] = False,
+    level: Annotated[
+        list[int] | None, typer.Option(help="Bits a weight may get; repeatable.", show_default="16, 8, 4, 3, 2")
+    ] = None,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(help="Rank of a correction that may be kept; repeatable; 0: none.", show_default="0, 8, 16, 32"),
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(min=0, help="Inputs that share a scale, at most; 0: a whole row.", show_default="64")
+    ] = None,
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="No zero points.")] = False,
+    nearest: Annotated[bool, typer.Option("--nearest", help="Round to the nearest, without compensation.")] = False,
+    weigh: Annotated[str, typer.Option(help="How bits are chosen: predicted, measured, weights (weak).")] = "predicted",
+    form: Annotated[
+        list[str] | None, typer.Option(help="A form of compress that may be chosen too, for joint plans; repeatable.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="What to keep: logits, embedding, hidden, output.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 32,
+    moments: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="netspectra, torchao, compressed-tensors, gguf, dequantized; repeatable: then DIR/FORMAT each. gguf "
+            "and compressed-tensors imply --symmetric; gguf also --group 32 --rank 0 and levels of 16, 8, 5, 4.",
+            show_default="netspectra",
+        ),
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    html: HtmlOut = None,
+    json_out: JsonOut = None,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Give every weight the bits it needs, so that the output changes least under a budget, and write the model."""
+    from netspectra.plan import Plan
+    from netspectra.verbs.compress.calibrate import Calibration
+    from netspectra.verbs.quantize.emit import FORMATS, emit
+    from netspectra.verbs.quantize.options import QuantizeOptions
+    from netspectra.verbs.quantize.planning import quantize
+
+    kinds = tuple(dict.fromkeys(kind or ("netspectra",)))
+    if wrong := [one for one in kinds if one not in FORMATS]:
+        raise InputRefused(f"--format {wrong[0]}: there are {', '.join(FORMATS)}")
+    levels, ranks, size = _suited(kinds, level, rank, group)
+    options = QuantizeOptions(
+        bits=bits,
+        bytes=max_bytes,
+        loss=max_loss,
+        levels=levels,
+        ranks=ranks,
+        group=size,
+        symmetric=symmetric or bool({"gguf", "compressed-tensors"} & set(kinds)),
+        rounding="nearest" if nearest else "compensated",
+        weigh=weigh,  # type: ignore[arg-type]
+        forms=tuple(form or ()),
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        objective=objective,
+        seed=seed,
+    )
+    given = Plan.load(plan) if plan is not None and plan.exists() else None
+    if not plan_only and out is None:
+        raise InputRefused("name a folder for the model, -o DIR, or stop at the plan with --plan-only --plan FILE")
+    if plan_only and plan is None and json_out is None and html is None:
+        raise InputRefused("--plan-only needs a place for the plan: --plan FILE, --json or --html")
+    writable(html, json_out, plan if given is None else None)
+    for one in kinds if out is not None else ():
+        refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
+    source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
+    with sharing(quiet=quiet) as progress:
+        known = Calibration.load(moments) if moments is not None and moments.exists() else None
+        made, shop = quantize(network, options, batches, calibration=known, plan=given, progress=progress)
+        if moments is not None and known is None and shop.calibration is not None:
+            shop.calibration.save(moments)
+        if not plan_only:
+            made.apply(network)
+    if plan is not None and given is None:
+        made.save(plan)
+    if not plan_only:
+        for one in kinds:
+            saved = emit(network, out if len(kinds) == 1 else out / one, one, plan=made, source=source)  # type: ignore[operator]
+            made.finish.setdefault("saved", {})[one] = saved.to_dict()
+            print(saved, *saved.notes, sep="\n  ", file=sys.stderr)
+    told(made, html, json_out, plan if given is None else None, quiet)
+
+
+def _suited(
+    kinds: tuple[str, ...], level: list[int] | None, rank: list[int] | None, group: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Levels, ranks and group: as asked for, else what the formats can hold."""
+    from netspectra.verbs.quantize.options import LEVELS
+
+    gguf = "gguf" in kinds
+    levels = tuple(level or ((16, 8, 5, 4) if gguf else LEVELS))
+    ranks = tuple(sorted({0, *rank})) if rank is not None else (0,) if gguf else (0, 8, 16, 32)
+    return levels, ranks, group if group is not None else 32 if gguf else 64

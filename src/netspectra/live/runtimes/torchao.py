@@ -1,0 +1,163 @@
+"""A quantized model as torchao's tensors: a folder of safetensors, and a config by module name.
+
+Layout: torchao's documentation of ``IntxUnpackedToInt8Tensor`` and of its safetensors support: codes in int8 whatever
+their width, scales in the model's dtype, zero points in int8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from netspectra.checkpoint import new_folder
+from netspectra.forms.coded import CodedConvolution, CodedLinear, CodedModule, stock
+from netspectra.live.build import quiet_transformers
+from netspectra.live.runtimes import coded_modules, decoded, lacking
+from netspectra.live.runtimes.adapter import FOLDER, write_adapter
+from netspectra.live.saved import Saved, go_along
+from netspectra.live.stock import is_transformers
+from netspectra.weight import Source
+
+__all__ = ["as_torchao", "torchao_config", "write_torchao"]
+
+CONFIG = "torchao_config.json"
+
+
+def refuses(module: CodedModule) -> str:
+    """Why torchao has no tensor for a layer; empty where it has."""
+    if module.bits == 16:
+        return "16 bits: stays in the model's dtype"
+    if isinstance(module, CodedLinear) and module.turned:
+        return "transformers' Conv1D multiplies in a way torchao has no kernel for"
+    if isinstance(module, CodedConvolution):
+        if len(module.shape) != 4:
+            return "torchao knows convolutions over images only"
+        if _group(module) % (module.shape[2] * module.shape[3]) and _group(module) != module.columns:
+            return "its groups cut through kernels"
+    return ""
+
+
+def _group(module: CodedModule) -> int:
+    assert module.scale is not None
+    return module.columns // module.scale.shape[1]
+
+
+def as_torchao(model: nn.Module) -> nn.Module:
+    """A copy of the model whose weights are torchao's; corrections are left out.
+
+    Raises:
+        InputRefused: torchao is not installed, or nothing is quantized.
+    """
+    _needed()
+    return decoded(model, lambda name, module: _layer(module), corrected=False)
+
+
+def _needed() -> None:
+    if find_spec("torchao") is None:
+        raise lacking("the format torchao", "torchao")
+
+
+def _layer(module: CodedModule) -> nn.Module:
+    from torchao.quantization import IntxUnpackedToInt8Tensor  # pyright: ignore[reportMissingImports]
+
+    made = stock(module, corrected=False)
+    if refuses(module):
+        return made
+    coded = module.coded()
+    middle = 2 ** (module.bits - 1)
+    group = _group(module)
+    block: tuple[int, ...] = (1, group)
+    shape = tuple(coded.scale.shape)
+    if isinstance(module, CodedConvolution):
+        taps = module.shape[2:]
+        whole = module.shape[1] if group == module.columns else group // (taps[0] * taps[1])
+        block, shape = (1, whole, *taps), (module.shape[0], module.shape[1] // whole, 1, 1)
+    tensor = IntxUnpackedToInt8Tensor(
+        qdata=(coded.codes.to(torch.int16) - middle).to(torch.int8).reshape(module.shape),
+        scale=coded.scale.to(module.dtype).reshape(shape),
+        zero_point=(coded.zero.to(torch.int16) - middle).to(torch.int8).reshape(shape),
+        target_dtype=getattr(torch, f"int{module.bits}"),
+        block_size=block,
+        dtype=module.dtype,
+        activation_quantization=None,
+    )
+    made.weight = nn.Parameter(tensor, requires_grad=False)
+    return made
+
+
+def torchao_config(model: nn.Module) -> Any:
+    """torchao's ``FqnToConfig``: bits and groups by module name, for ``quantize_``, which then rounds to the nearest.
+
+    Raises:
+        InputRefused: torchao is not installed, or nothing is quantized.
+    """
+    _needed()
+    from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup  # pyright: ignore[reportMissingImports]
+
+    found: OrderedDict[str, Any] = OrderedDict()
+    for name, module in coded_modules(model).items():
+        if refuses(module):
+            continue
+        group = _group(module)
+        whole = group == module.columns or isinstance(module, CodedConvolution)
+        found[name] = IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, f"int{module.bits}"),
+            granularity=PerAxis(0) if whole else PerGroup(group),
+            mapping_type=MappingType.SYMMETRIC if module.zero is None else MappingType.ASYMMETRIC,
+        )
+    return FqnToConfig(found)
+
+
+def write_torchao(
+    model: nn.Module, to: str | Path, *, source: Source | None, beside: Callable[[Path], None] = lambda folder: None
+) -> Saved:
+    """Write the folder: for a transformers model one that ``from_pretrained`` loads; for any, one torchao reads.
+
+    Raises:
+        InputRefused: torchao is not installed, nothing is quantized, the folder holds something else.
+    """
+    made, config = as_torchao(model), torchao_config(model)
+    modules = coded_modules(model)
+    notes = [f"{name}: {reason}" for name, module in modules.items() if (reason := refuses(module))]
+    with new_folder(to) as folder:
+        notes += go_along(folder, source)
+        beside(folder)
+        if corrected := write_adapter(model, folder / FOLDER):
+            notes.append(f"corrections of {len(corrected)} layers: {FOLDER}/, to be loaded with PEFT")
+        from torchao.core.config import config_to_dict  # pyright: ignore[reportMissingImports]
+
+        (folder / CONFIG).write_text(json.dumps(config_to_dict(config), indent=1) + "\n", encoding="utf-8")
+        if is_transformers(made):
+            _by_transformers(cast(Any, made), config, folder)
+        else:
+            _plain(made, folder)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Saved(str(to), size, True, 0, tuple(notes))
+
+
+def _by_transformers(model: Any, config: Any, folder: Path) -> None:
+    from transformers import TorchAoConfig
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
+    tables = any(isinstance(module, nn.Embedding) for name, module in model.named_modules()
+                 if name in config.fqn_to_config)  # fmt: skip
+    asked = TorchAoConfig(config, include_input_output_embeddings=tables)
+    with quiet_transformers():
+        model.config.quantization_config = asked
+        model.hf_quantizer = TorchAoHfQuantizer(asked, pre_quantized=True)
+        model.save_pretrained(folder)
+
+
+def _plain(model: nn.Module, folder: Path) -> None:
+    from safetensors.torch import save_file
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict  # pyright: ignore[reportMissingImports]
+
+    tensors, metadata = flatten_tensor_state_dict(cast(Any, model.state_dict()))
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", metadata)

@@ -1,0 +1,155 @@
+"""The page of an expressivity view or a distillation: used directions beside those of the weights, widths, likeness."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netspectra.report.pictures import html_page
+
+__all__ = ["render_distillation"]
+
+SHOWN = 12  # layers whose spectra are drawn
+
+
+def render_distillation(document: Mapping[str, Any]) -> str:
+    """One complete, self-contained HTML page; every string of the document is treated as text.
+
+    Args:
+        document: `Expressivity.to_dict` or `Distillation.to_dict`.
+    """
+    title = "Which directions the network uses" if document["verb"] == "expressivity" else "What a student could be"
+    layers = document["layers"]
+    body = [f"<p>{document['samples']} samples, {len(layers)} layers.</p>"]
+    body += [f"<p>{html.escape(note)}</p>" for note in document["notes"]]
+    figures = [_shares(layers), _spectra(layers)]
+    below = [_layers(layers)]
+    if document.get("widths"):
+        rows = [[w["name"], w["kind"], w["width"], w["suggested"], w["tenth"]] for w in document["widths"]]
+        head = ["chain", "units", "now", "for 1 % of the variance", "for 10 %"]
+        below.append("<h2>How narrow it may become</h2>" + _table(head, rows))
+    if document.get("likeness"):
+        figures.append(_likeness(document["likeness"]))
+    return html_page(title, "".join(body), figures, "".join(below))
+
+
+def _figure(title: str, height: int) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    margin = {"l": 10, "r": 10, "t": 60, "b": 40}
+    figure.update_layout(title=title, template="plotly_white", height=height, margin=margin)
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def _shares(layers: Sequence[Mapping[str, Any]]) -> Any:
+    """Per layer the share of directions for 90 %: of the weights alone, and of their action on the data."""
+    import plotly.graph_objects as go
+
+    figure = _figure("Share of directions that hold 90 % of the energy", 260 + 22 * len(layers))
+    names = [_label(one["name"]) for one in layers]
+    for what, text, colour in (("plain", "weights alone", "#9aa6b5"), ("used", "action on the data", "#0072b2")):
+        x = [one[what]["k90"]["value"] / one[what]["size"] for one in layers]
+        errors: dict[str, Any] = {}
+        if what == "used":
+            k90, sizes = [one[what]["k90"] for one in layers], [one[what]["size"] for one in layers]
+            bounds = {key: [k[key] or k["value"] for k in k90] for key in ("low", "high")}
+            low = [v - b / size for v, b, size in zip(x, bounds["low"], sizes, strict=True)]
+            high = [b / size - v for v, b, size in zip(x, bounds["high"], sizes, strict=True)]
+            errors = {"error_x": {"type": "data", "array": high, "arrayminus": low, "thickness": 1}}
+        figure.add_trace(go.Bar(y=names, x=x, name=text, orientation="h", marker_color=colour, **errors))
+    figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    return figure
+
+
+def _spectra(layers: Sequence[Mapping[str, Any]]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = _figure("Share of the energy in each direction", 480)
+    step = max(1, -(-len(layers) // SHOWN))
+    shown = layers[::step]
+    for place, one in enumerate(shown):
+        for what, dash in (("used", "solid"), ("plain", "dot")):
+            use = one[what]
+            figure.add_trace(
+                go.Scatter(
+                    x=[p + 1 for p in use["places"]],
+                    y=[max(share, 1e-12) for share in use["curve"]],
+                    name=f"{_label(one['name'])}, {'action' if what == 'used' else 'weights'}",
+                    mode="lines",
+                    line={"dash": dash},
+                    visible=place == 0,
+                )
+            )
+    buttons = [
+        {"label": _label(one["name"]), "method": "update",
+         "args": [{"visible": [place == other for other in range(len(shown)) for _ in (0, 1)]}]}
+        for place, one in enumerate(shown)
+    ]  # fmt: skip
+    figure.update_layout(
+        updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.14}],
+        legend={"orientation": "h", "y": -0.2},
+    )
+    figure.update_xaxes(type="log", title="direction")
+    figure.update_yaxes(type="log", title="share", range=[-8, 0])
+    return figure
+
+
+def _likeness(pairs: Sequence[Mapping[str, Any]]) -> Any:
+    import plotly.graph_objects as go
+
+    rows = list(dict.fromkeys(one["teacher"] for one in pairs))
+    columns = list(dict.fromkeys(one["student"] for one in pairs))
+    cells = {(one["teacher"], one["student"]): one["cka"] for one in pairs}
+    figure = _figure("Likeness of representations (debiased CKA), teacher by student", 320 + 18 * len(rows))
+    figure.add_trace(
+        go.Heatmap(
+            z=[[cells.get((a, b)) for b in columns] for a in rows],
+            x=[_label(name) for name in columns],
+            y=[_label(name) for name in rows],
+            zmin=0,
+            zmax=1,
+            colorscale="Blues",
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
+    head = ["layer", "shape", "rank of inputs", "k90", "k99", "weights: k90", "action: k90", "action: k99"]
+    rows = [
+        [
+            one["name"],
+            "{} x {}".format(*one["shape"]),
+            *(_interval(one["inputs"][key]) for key in ("effective_rank", "k90", "k99")),
+            _interval(one["plain"]["k90"]),
+            *(_interval(one["used"][key]) for key in ("k90", "k99")),
+        ]
+        for one in layers
+    ]
+    return "<h2>Every layer</h2>" + _table(head, rows)
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    if value["value"] is None:
+        return "-"
+    form = ".0f" if float(value["value"]).is_integer() else ".1f"
+    text = format(value["value"], form)
+    return text if value["low"] is None else f"{text} ({value['low']:{form}} - {value['high']:{form}})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    first = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{first}</tr>{lines}</table>"
+
+
+def _label(name: str) -> str:
+    """Text for a chart, where the library would read a little markup; the end of a long name."""
+    return html.escape(name if len(name) <= 44 else f"…{name[-43:]}")

@@ -1,0 +1,1 @@
+"""Quantization: bits and thin corrections for every weight, planned, judged and applied as compression is."""

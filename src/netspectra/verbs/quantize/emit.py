@@ -1,0 +1,104 @@
+"""A quantized model in the formats that other programs load, each with a recipe of what was done and what it costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from netspectra.errors import InputRefused
+from netspectra.live.runtimes import coded_modules, decoded
+from netspectra.live.saved import Saved, save
+from netspectra.plan import Plan
+from netspectra.weight import Source
+
+__all__ = ["FORMATS", "emit", "recipe"]
+
+FORMATS = ("netspectra", "torchao", "compressed-tensors", "gguf", "dequantized")
+RECIPE = "recipe.json"
+READERS = {
+    "netspectra": "ns.load; every number of bits, corrections included; decodes at every call",
+    "torchao": "2 to 8 bits: torchao, and transformers with torchao installed",
+    "compressed-tensors": "2 to 8 bits symmetric: compressed-tensors and transformers; vLLM, SGLang: 4 and 8 only",
+    "gguf": "8, 5, 4 bits, symmetric, groups of 32: llama.cpp and what is built on it",
+    "dequantized": "anything that reads the original; no smaller",
+}
+
+
+def emit(
+    model: nn.Module,
+    to: str | Path,
+    kind: str = "netspectra",
+    *,
+    plan: Plan | None = None,
+    source: Source | None = None,
+) -> Saved:
+    """Write a model that a plan was applied to, as one format.
+
+    Args:
+        model: with the plan applied; left as it is.
+        to: a folder: new, empty, or one that was written by netspectra.
+        kind: netspectra, torchao, compressed-tensors, gguf, dequantized.
+        plan: for ``recipe.json``, which is left out without it.
+        source: the checkpoint it came from, whose tokenizer and other small files go along.
+
+    Raises:
+        InputRefused: an unknown format, one that cannot hold these codes, a library that is missing.
+    """
+    if kind not in FORMATS:
+        raise InputRefused(f"format {kind!r}: there are {', '.join(FORMATS)}")
+    text = "" if plan is None else json.dumps(recipe(model, plan), indent=1, allow_nan=False) + "\n"
+
+    def beside(folder: Path) -> None:
+        if text:
+            (folder / RECIPE).write_text(text, encoding="utf-8")
+
+    return _writer(kind)(model, to, source=source, beside=beside)
+
+
+def _writer(kind: str) -> Callable[..., Saved]:
+    if kind == "torchao":
+        from netspectra.live.runtimes.torchao import write_torchao
+
+        return write_torchao
+    if kind == "compressed-tensors":
+        from netspectra.live.runtimes.compressed import write_compressed
+
+        return write_compressed
+    if kind == "gguf":
+        from netspectra.live.runtimes.gguf import write_gguf
+
+        return write_gguf
+    if kind == "dequantized":
+        return lambda model, to, **more: save(decoded(model), to, **more)
+    return save
+
+
+def recipe(model: nn.Module, plan: Plan) -> dict[str, Any]:
+    """What was done to each layer, what it was predicted to cost, what was measured, and who reads which format."""
+    modules = coded_modules(model)
+    layers = {}
+    for name, module in modules.items():
+        scale = module.scale
+        layers[name] = {
+            "bits": module.bits,
+            "group": None if scale is None else module.columns // scale.shape[1],
+            "symmetric": scale is not None and module.zero is None,
+            "rank": module.rank,
+            "predicted_loss": plan[name].loss,
+        }
+    before = plan.totals["selected_before"]
+    losses = [decision.loss for decision in plan]
+    return {
+        "format": 1,
+        "layers": layers,
+        "bytes": {"before": before.bytes, "after": plan.totals["selected_after"].bytes},
+        "predicted_loss": None if None in losses else sum(loss or 0.0 for loss in losses),
+        "measured": plan.finish.get("final"),
+        "held_out": dict(plan.held_out),
+        "options": dict(plan.options),
+        "readers": READERS,
+    }

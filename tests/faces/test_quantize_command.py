@@ -1,0 +1,68 @@
+"""``netspectra quantize`` on a BERT of no size: plan, edit, replay, write in several formats, load."""
+
+import json
+
+import pytest
+import torch
+
+import netspectra as ns
+from tests.faces.test_cli import run
+from tests.faces.test_compress_command import model  # noqa: F401 - a fixture
+
+pytest.importorskip("transformers")
+BATCH = {"input_ids": torch.arange(2, 10)[None]}
+
+
+def answer(network):
+    with torch.no_grad():
+        return network(**BATCH).last_hidden_state
+
+
+def test_quantize_writes_a_model_that_loads(model, tmp_path):  # noqa: F811
+    out, page, plan = tmp_path / "small", tmp_path / "r.html", tmp_path / "plan.json"
+    done = run("quantize", model / "model", "--bits", "5", "--calibration", model / "text.txt", "-o", out,
+               "--html", page, "--plan", plan, "--moments", tmp_path / "m.safetensors")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "budget: 5 bits a weight" in done.stdout and " bits " in done.stdout
+    assert "bits a number" in page.read_text(encoding="utf-8")
+    found = json.loads(plan.read_text())
+    assert found["verb"] == "quantize" and found["frontier"]
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["measured"]["loss"] >= 0 and recipe["readers"]
+    again = tmp_path / "again"
+    done = run("quantize", model / "model", "--bits", "5", "--calibration", model / "text.txt", "-o", again,
+               "--plan", plan, "--moments", tmp_path / "m.safetensors", "-q")  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    torch.testing.assert_close(answer(ns.load(out)), answer(ns.load(again)), rtol=1e-4, atol=1e-5)
+
+
+def test_several_formats_go_to_folders_of_their_own(model, tmp_path):  # noqa: F811
+    import transformers
+
+    out = tmp_path / "all"
+    done = run("quantize", model / "model", "--bits", "6", "--calibration", model / "text.txt", "-o", out, "-q",
+               "--format", "dequantized", "--format", "compressed-tensors", "--rank", "0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    twin = transformers.AutoModel.from_pretrained(out / "dequantized").eval()
+    config = json.loads((out / "compressed-tensors" / "config.json").read_text())
+    assert all(g["weights"]["symmetric"] for g in config["quantization_config"]["config_groups"].values())
+    packed = ns.open(out / "compressed-tensors")
+    assert {weight.name for weight in packed} >= {"encoder.layer.0.attention.self.query.weight"}
+    assert answer(twin).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bits", "4"), "name a folder"),
+        (("--plan-only",), "needs a place for the plan"),
+        (("--format", "exl2", "-o", "x"), "there are netspectra, torchao"),
+        (("--bits", "3", "--max-loss", "1", "-o", "x"), "one budget at a time"),
+        (("--level", "7", "-o", "x"), "levels"),
+        (("--weigh", "measured", "-o", "x"), "needs data"),
+    ],
+)
+def test_contradictions_end_in_one_line(model, tmp_path, options, message):  # noqa: F811
+    options = tuple(str(tmp_path / one) if one == "x" else one for one in options)
+    done = run("quantize", model / "model", *options)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
