@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_a_private_cluster_exports_the_same_bytes(folder):
 
 
 def test_an_interrupted_one_leaves_nothing_and_listens_on_loopback_only(folder):
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "TMPDIR": str(folder)}
+    folders = set(Path("/tmp").glob("netspectra-ray-*"))
     run = subprocess.Popen(
         command(folder, "--run", "job.run", "--thorough"), cwd=folder, env=environment, stderr=subprocess.PIPE
     )
@@ -74,10 +76,12 @@ def test_an_interrupted_one_leaves_nothing_and_listens_on_loopback_only(folder):
     assert {address for pid in ours for address in listening(pid)} <= {"127.0.0.1"}
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=20) == 130
-    end = time.monotonic() + 20
+    end = time.monotonic() + 90  # Ray's agents look for their parent now and then
     while any(alive(pid) for pid in ours) and time.monotonic() < end:
         time.sleep(0.2)
     assert not [name(pid) for pid in ours if alive(pid)]
+    time.sleep(6)
+    assert set(Path("/tmp").glob("netspectra-ray-*")) <= folders
 
 
 # ---- what the system tells of processes --------------------------------------------------------------------------
