@@ -91,7 +91,7 @@ def _spectra(layers: Sequence[Mapping[str, Any]]) -> Any:
             )
     figure.update_layout(legend={"orientation": "h", "y": -0.2})
     figure.update_xaxes(type="log", title="direction")
-    figure.update_yaxes(type="log", title="share", range=[-8, 0])
+    figure.update_yaxes(type="log", title="share", range=[-6, 0], exponentformat="power")
     return figure
 
 

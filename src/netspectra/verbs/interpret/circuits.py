@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from netspectra.linalg.lattice import form_of
 from netspectra.linalg.operator import LowRank
 from netspectra.linalg.product import product_svd
 from netspectra.linalg.svd import svd
 from netspectra.linalg.turning import expected_turns
-from netspectra.verbs.compare.rounding import form_of
 from netspectra.verbs.interpret.anatomy import Anatomy, Layer
 from netspectra.weight import Weight
 
