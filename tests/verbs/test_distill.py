@@ -124,7 +124,7 @@ def test_refusals():
     with pytest.raises(InputRefused, match="no layer is left"):
         ns.expressivity(mlp(), data(), include="nothing.*")
     found = ns.distill(mlp(), data())
-    with pytest.raises(InputRefused, match=r"cannot become|is not a layer"):
+    with pytest.raises(InputRefused, match="is not a layer"):
         found.student({"7": 3})
     with pytest.raises(InputRefused, match="cannot keep"):
         found.student({"0": 400})

@@ -10,7 +10,8 @@ from netspectra.report.pictures import html_page
 
 __all__ = ["render_distillation"]
 
-SHOWN = 12  # layers whose spectra are drawn
+SHOWN = 6  # layers whose spectra are drawn
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8568f", "#c98a00", "#6b4fa0")
 
 
 def render_distillation(document: Mapping[str, Any]) -> str:
@@ -68,33 +69,27 @@ def _shares(layers: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _spectra(layers: Sequence[Mapping[str, Any]]) -> Any:
+    """Of some layers, evenly along the depth: their action on the data (solid) and their weights (dotted)."""
     import plotly.graph_objects as go
 
-    figure = _figure("Share of the energy in each direction", 480)
-    step = max(1, -(-len(layers) // SHOWN))
-    shown = layers[::step]
-    for place, one in enumerate(shown):
+    figure = _figure("Share of the energy in each direction (dotted: the weights alone)", 520)
+    count = min(SHOWN, len(layers))
+    shown = [layers[i * (len(layers) - 1) // max(1, count - 1)] for i in range(count)]
+    for one, colour in zip(shown, COLOURS, strict=False):
         for what, dash in (("used", "solid"), ("plain", "dot")):
             use = one[what]
             figure.add_trace(
                 go.Scatter(
                     x=[p + 1 for p in use["places"]],
                     y=[max(share, 1e-12) for share in use["curve"]],
-                    name=f"{_label(one['name'])}, {'action' if what == 'used' else 'weights'}",
+                    name=_label(one["name"]),
+                    legendgroup=one["name"],
+                    showlegend=what == "used",
                     mode="lines",
-                    line={"dash": dash},
-                    visible=place == 0,
+                    line={"dash": dash, "color": colour},
                 )
             )
-    buttons = [
-        {"label": _label(one["name"]), "method": "update",
-         "args": [{"visible": [place == other for other in range(len(shown)) for _ in (0, 1)]}]}
-        for place, one in enumerate(shown)
-    ]  # fmt: skip
-    figure.update_layout(
-        updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.14}],
-        legend={"orientation": "h", "y": -0.2},
-    )
+    figure.update_layout(legend={"orientation": "h", "y": -0.2})
     figure.update_xaxes(type="log", title="direction")
     figure.update_yaxes(type="log", title="share", range=[-8, 0])
     return figure

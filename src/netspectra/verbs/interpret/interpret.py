@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -111,6 +112,11 @@ def interpret(
     notes = (*found.notes, *notes)
     if words is not None and texts is None:
         notes = (*notes, f"the tokenizer knows {len(words)} tokens, the table has {len(found.reads)} rows: ids shown")
+    count = sum(len(some) for some in lists.values())
+    least = math.ceil(count / (options.rate * (options.null + 1)))
+    if least > 1:
+        limit = f"{count} lists against {options.null} random ones: at least {least} must stand out alike"
+        notes = (*notes, f"{limit} before any is called coherent or sharp; a larger null lowers that")
     asked = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items() if v is not None}
     return Interpretation(source.describe(), tuple(directions), asked, notes, unit)
 
