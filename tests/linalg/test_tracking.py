@@ -20,7 +20,7 @@ def test_a_lower_bound_that_converges(m, n, seed, dtype):
     for _ in range(12):
         found = leading.look({"a": A})["a"]
         assert found <= exact * (1 + 1e-5)
-    # the mean error of q power steps whatever the gap: 0.87 ln(n) / (2 q - 2) (Kuczynski & Wozniakowski 1992); here 0.146
+    # mean error of q power steps whatever the gap: 0.87 ln(n) / (2 q - 2), here 0.146 (Kuczynski & Wozniakowski 1992)
     assert found > 0.85 * exact
 
 

@@ -17,7 +17,7 @@ __all__ = ["Monitor"]
 
 
 class Monitor(Watcher):
-    """Watch the singular values of a model's weights while it trains, for less than one per cent of the time.
+    """Watch the singular values of a model's weights while it trains, on a budget of its time.
 
     Every 10 steps the norms of weights and gradients and sigma_1 of every weight (one warm power iteration), every 50
     the 8 leading singular values, now and then every singular value with all metrics. Looks are paid from a share of
