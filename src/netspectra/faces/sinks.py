@@ -66,7 +66,7 @@ def wandb(run: Any = None) -> _WandB:
     """
     if run is None:
         try:
-            import wandb as package
+            import wandb as package  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise _missing("wandb") from None
         run = package.run
@@ -98,8 +98,8 @@ def mlflow(run: str | None = None, *, uri: str | None = None) -> _MLflow:
         uri: of the tracking server or store; by default MLflow's own setting.
     """
     try:
-        import mlflow as package
-        from mlflow.entities import Metric
+        import mlflow as package  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise _missing("mlflow") from None
     if run is None:
