@@ -10,7 +10,7 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
 MIDDLE = GROUND | {"metrics", "weight", "run"} | {"runfile", "verdicts", "analysis", "figures", "checkpoint"}
-MIDDLE |= {"aggregate", "depth", "findings", "methods", "forms", "plan"}
+MIDDLE |= {"aggregate", "depth", "findings", "history", "timeline", "methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
@@ -25,6 +25,8 @@ ALLOWED = {
     "checkpoint": GROUND | {"weight"},
     "findings": GROUND,
     "runfile": GROUND | {"findings", "runfile"},
+    "history": GROUND | {"findings", "runfile"},
+    "timeline": GROUND | {"findings", "runfile", "history", "analysis", "report"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND | {"metrics", "report"},
     "methods": GROUND | {"methods"},
@@ -37,7 +39,11 @@ ALLOWED = {
     "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs", "live", "report"},
     "sources": GROUND | {"weight", "checkpoint", "views", "sources"},
-    "faces.cli": MIDDLE | {"doors", "verbs", "sources", "live", "faces.cli"},
+    "faces.sinks": {"errors"},
+    "faces.lightning": {"doors"},
+    "faces.transformers": {"doors"},
+    "faces.server": {"errors", "timeline", "report"},
+    "faces.cli": MIDDLE | {"doors", "verbs", "sources", "live", "faces.cli", "faces.server"},
     "faces": set(),
     "doors": MIDDLE | {"verbs", "sources", "live"},
     "__init__": MIDDLE | {"doors", "verbs", "sources", "live"},

@@ -10,8 +10,8 @@ from benchmarks.results import table
 Data = Mapping[str, Any]
 
 
-def page(data: Data) -> str:
-    """Of the parts that were measured."""
+def page(data: Data, wanted: Sequence[str]) -> str:
+    """Of the parts that were measured, and the names of those that were not."""
     sections = {
         "methods": _minilm,
         "digits": _digits,
@@ -22,6 +22,9 @@ def page(data: Data) -> str:
     marks = list(_marks(data))
     parts = [f"## Marks\n\n{sum(row[-1] == 'yes' for row in marks)} of {len(marks)} reached.\n\n"
              + table(["mark", "wanted", "found", "reached"], marks)]  # fmt: skip
+    missing = [name for name in wanted if name not in data]
+    if missing:
+        parts.append(f"**Not measured here:** `python -m benchmarks.compress.run {' '.join(missing)}`")
     parts += [render(data) for name, render in sections.items() if name in data]
     return "\n\n".join(parts)
 

@@ -41,9 +41,9 @@ def main(quick: bool = False, parts: Sequence[str] = tuple(PARTS)) -> None:
         print(f"-- {name}", flush=True)
         data[name] = PARTS[name](quick)
         if not quick:
-            keep(HERE, "Compression", data, page(data))
+            keep(HERE, "Compression", data, page(data, tuple(PARTS)))
     if quick:
-        print(page(data))
+        print(page(data, tuple(parts)))
 
 
 if __name__ == "__main__":

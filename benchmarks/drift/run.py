@@ -118,7 +118,7 @@ def streams(quick: bool) -> dict[str, Any]:
     """Watching: how many streams of 1000 quiet windows ever alarm, and how soon drifting ones do."""
     images = Images.trained("MLP", NETWORK_SEED)
     rows = images.layers(images.images)
-    count, windows = (3, 50) if quick else (60, 1000)
+    count, windows = (3, 50) if quick else (240, 1000)
     shifted = {
         shift: images.layers(changed(images.images, shift, np.random.default_rng(0))) for shift in ("blur", "contrast")
     }

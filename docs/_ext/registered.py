@@ -147,7 +147,7 @@ def _default(parameter) -> Cell:
         return text("required")
     if isinstance(parameter.show_default, str):
         return text(parameter.show_default)
-    if parameter.is_flag:
+    if getattr(parameter, "is_flag", False):  # arguments have none
         return text("off")
     return text("none") if parameter.default in (None, ()) else code(parameter.default)
 

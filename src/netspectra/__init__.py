@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from netspectra.doors.drift import DriftReference, drift
     from netspectra.doors.geometry import geometry
     from netspectra.doors.interpretation import interpret
+    from netspectra.doors.monitoring import Monitor
     from netspectra.doors.quantization import quantize
     from netspectra.doors.series import change_points
     from netspectra.doors.training import initialize_, trainability
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from netspectra.live.penalties import OrthogonalityPenalty, SpectralPenalty
     from netspectra.plan import Plan
     from netspectra.sources import open
+    from netspectra.timeline import Timeline
     from netspectra.verbs.compare.result import Comparison
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.geometry import Geometry
@@ -48,8 +50,12 @@ if TYPE_CHECKING:
     from netspectra.verbs.train.initialization import Initialization
     from netspectra.verbs.train.lipschitz import lipschitz
     from netspectra.verbs.train.normalize import normalize_, spectral_norm
+    from netspectra.verbs.watch.alarms import Alarm, AlarmRaised
+    from netspectra.verbs.watch.options import MonitorOptions
 
 __all__ = [
+    "Alarm",
+    "AlarmRaised",
     "Analysis",
     "Comparison",
     "CompressOptions",
@@ -58,6 +64,8 @@ __all__ = [
     "Geometry",
     "Initialization",
     "InputRefused",
+    "Monitor",
+    "MonitorOptions",
     "NetspectraError",
     "NotDecomposable",
     "OrthogonalityPenalty",
@@ -65,6 +73,7 @@ __all__ = [
     "QuantizeOptions",
     "SpectralPenalty",
     "Spectrum",
+    "Timeline",
     "Trainability",
     "__version__",
     "analyze",
@@ -105,6 +114,7 @@ _HOME = {
     "distill": "netspectra.doors.distillation",
     "expressivity": "netspectra.doors.distillation",
     "geometry": "netspectra.doors.geometry",
+    "Monitor": "netspectra.doors.monitoring",
     "change_points": "netspectra.doors.series",
     "interpret": "netspectra.doors.interpretation",
     "quantize": "netspectra.doors.quantization",
@@ -132,6 +142,10 @@ _HOME = {
     "lipschitz": "netspectra.verbs.train.lipschitz",
     "normalize_": "netspectra.verbs.train.normalize",
     "spectral_norm": "netspectra.verbs.train.normalize",
+    "Alarm": "netspectra.verbs.watch.alarms",
+    "AlarmRaised": "netspectra.verbs.watch.alarms",
+    "MonitorOptions": "netspectra.verbs.watch.options",
+    "Timeline": "netspectra.timeline",
 }
 
 

@@ -66,11 +66,11 @@ class Analysis:
 
     @classmethod
     def from_run(cls, run: RunFile) -> Analysis:
-        """Collect what a run file holds; of a monitor's file, the last step."""
+        """Collect what a run file holds; of a monitor's file, each weight's last full spectrum."""
         meta = check(run.meta, META, f"{run.path}: the description of the job")
-        rows = list(run.rows())
-        last = max((step for step, _, _ in rows if step is not None), default=None)
-        found = [finding for step, _, finding in rows if step == last]
+        most = meta["weights"] if meta.get("verb") == "monitor" else math.inf  # beyond: gradients and updates
+        newest = {position: finding for _, position, finding in run.rows() if position < most}
+        found = [finding for _, finding in sorted(newest.items(), key=lambda item: item[0])]
         return cls(
             tuple(r for r in found if isinstance(r, Record)),
             (*map(skipped_from, meta["skipped"]), *(s for s in found if isinstance(s, Skipped))),

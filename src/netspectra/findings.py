@@ -10,7 +10,7 @@ import numpy as np
 from netspectra.errors import InputRefused
 from netspectra.record import LEVELS
 
-__all__ = ["META", "RECORD", "SKIPPED", "check", "numbers"]
+__all__ = ["EVENT", "META", "MONITOR", "NOTES", "RECORD", "SKIPPED", "STATE", "check", "numbers"]
 
 # A description says whether a value is as it must be.
 Description = Callable[[Any], bool]
@@ -101,6 +101,15 @@ RECORD = _table(
 )  # fmt: skip
 SKIPPED = _table(name=_text, shape=_list(_whole), reason=_text, routine=_truth)
 SOURCE = _open_table(path=_text, format=_text, fingerprint=_text, parameters=_whole, tensors=_whole)
+EVENT = _table(
+    step=_whole, name=_text, rule=_text, level=_one_of(*LEVELS), message=_text, evidence=_values(_any),
+    until=_or_none(_whole),
+)  # fmt: skip
+WATCHED = _table(name=_text, kind=_text, shape=_list(_whole, 2))
+LANE = _table(every=_whole, gap=_size, looks=_whole, seconds=_size)
+STATE = _table(step=_whole, seconds=_size, own=_size, ended=_truth, lanes=_values(LANE))
+NOTES = _values(_real)
+MONITOR = _open_table(watched=_list(WATCHED), signals=_list(_text), leading=_whole)
 META = _open_table(source=SOURCE, options=_values(_any), weights=_whole, skipped=_list(SKIPPED))
 
 

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["RunFile", "is_run", "skipped_from"]
+__all__ = ["INSERT", "RunFile", "is_run", "record_row", "skipped_from"]
 
 SCHEMA = 1
 TABLES = """
@@ -30,6 +30,13 @@ CREATE TABLE records (
     step INTEGER NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL,
     findings TEXT, "values" BLOB, error BLOB, operator_values BLOB, operator_error BLOB, seconds REAL,
     PRIMARY KEY (step, position)) WITHOUT ROWID;
+"""
+# What the file of a monitor holds besides: see `netspectra.history`.
+HISTORY_TABLES = """
+CREATE TABLE looks (
+    step INTEGER NOT NULL, what TEXT NOT NULL, rank INTEGER NOT NULL, numbers BLOB NOT NULL, notes TEXT NOT NULL,
+    PRIMARY KEY (step, what, rank)) WITHOUT ROWID;
+CREATE TABLE events (place INTEGER NOT NULL PRIMARY KEY, finding TEXT NOT NULL) WITHOUT ROWID;
 """
 NO_STEP = -1
 LONGEST = 1 << 28  # bytes of a text or blob
@@ -50,8 +57,8 @@ class RunFile:
         self._lock = lock
 
     @classmethod
-    def create_or_resume(cls, path: str | Path, meta: Mapping[str, Any]) -> RunFile:
-        """Open the file for writing, a new one or one of exactly this job.
+    def create_or_resume(cls, path: str | Path, meta: Mapping[str, Any], *, history: bool = False) -> RunFile:
+        """Open the file for writing, a new one or one of exactly this job; ``history`` for one of a monitor.
 
         Raises:
             InputRefused: the file holds another job (its input, options or version differ), or is no run file.
@@ -63,15 +70,15 @@ class RunFile:
             undo.callback(_give_up, path, lock)
             run = cls(path, _connect(path, "rwc"), lock)
             undo.callback(run._connection.close)
-            run._begin(meta)
+            run._begin(meta, TABLES + HISTORY_TABLES if history else TABLES)
             undo.pop_all()
         return run
 
-    def _begin(self, meta: Mapping[str, Any]) -> None:
+    def _begin(self, meta: Mapping[str, Any], tables: str) -> None:
         with self._guarded():
             self._connection.execute("BEGIN IMMEDIATE")
             if not self._connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-                for statement in TABLES.split(";"):
+                for statement in tables.split(";"):
                     self._connection.execute(statement)
                 rows = {"schema": SCHEMA, **meta}
                 self._connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, _dump(v)) for k, v in rows.items()])
@@ -106,18 +113,8 @@ class RunFile:
 
     def add(self, position: int, found: Record | Skipped) -> None:
         """Keep one weight's findings, atomically."""
-        step = found.step if isinstance(found, Record) and found.step is not None else NO_STEP
-        row: tuple[Any, ...] = (step, position, found.name)
-        if isinstance(found, Record):
-            s = found.spectrum
-            row += (_dump(_findings(found)), s.values.tobytes(), s.error.tobytes())
-            of = found.operator.spectrum if found.operator else None
-            row += (of.values.tobytes(), of.error.tobytes()) if of else (None, None)
-            row += (s.seconds,)
-        else:
-            row += (_dump({"skipped": asdict(found)}), None, None, None, None, 0.0)
         with self._guarded():
-            self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self._connection.execute(INSERT, record_row(position, found))
 
     def found(self) -> dict[int, Record | Skipped]:
         """Everything kept so far, by position in the checkpoint."""
@@ -169,8 +166,12 @@ class RunFile:
         """Refuse a database with anything but our tables: views and triggers of a stranger would be run by reading."""
         with self._guarded():
             held = self._connection.execute("SELECT type, sql FROM sqlite_master").fetchall()
-        wanted = {("table", _words(statement)) for statement in TABLES.split(";") if statement.strip()}
-        if len(held) != len(wanted) or {(kind, _words(sql)) for kind, sql in held} != wanted:
+        found = sorted((str(kind), _words(sql)) for kind, sql in held)
+        kinds = [
+            sorted(("table", _words(statement)) for statement in tables.split(";") if statement.strip())
+            for tables in (TABLES, TABLES + HISTORY_TABLES)
+        ]
+        if found not in kinds:
             raise InputRefused(f"{self.path}: not a netspectra run file (other tables). Name another file")
 
     def _must_match(self, meta: Mapping[str, Any]) -> None:
@@ -185,11 +186,49 @@ class RunFile:
             )
 
     @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the block's changes or none; failures of the database are told in a line."""
+        with self._guarded():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The rows that a query gives."""
+        with self._guarded():
+            return self._connection.execute(query, values).fetchall()
+
+    def parsed(self, text: Any, what: str) -> Any:
+        """JSON of the file, or a refusal that names ``what``."""
+        return self._parsed(text, what)
+
+    @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as wrong:
             raise _explained(self.path, wrong) from None
+
+
+INSERT = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def record_row(position: int, found: Record | Skipped) -> tuple[Any, ...]:
+    """One weight's findings as `INSERT` takes them."""
+    step = found.step if isinstance(found, Record) and found.step is not None else NO_STEP
+    if isinstance(found, Skipped):
+        return (step, position, found.name, _dump({"skipped": asdict(found)}), None, None, None, None, 0.0)
+    s = found.spectrum
+    of = found.operator.spectrum if found.operator else None
+    return (
+        *(step, position, found.name, _dump(_findings(found)), s.values.tobytes(), s.error.tobytes()),
+        *((of.values.tobytes(), of.error.tobytes()) if of else (None, None)),
+        s.seconds,
+    )
 
 
 def is_run(path: Any) -> bool:

@@ -19,7 +19,7 @@ from netspectra.faces.cli import door
 from tests.checkpoints import small_model, write_sharded, write_single
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-COMMANDS = ("inspect", "analyze", "report", "compress", "geometry", "demo", "metrics", "formats", "env")
+COMMANDS = ("inspect", "analyze", "report", "watch", "compress", "geometry", "demo", "metrics", "formats", "env")
 
 
 @dataclass

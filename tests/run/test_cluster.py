@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_private_cluster_exports_the_same_bytes(folder):
 
 
 def test_an_interrupted_one_leaves_nothing_and_listens_on_loopback_only(folder):
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "TMPDIR": str(folder)}
     run = subprocess.Popen(
         command(folder, "--run", "job.run", "--thorough"), cwd=folder, env=environment, stderr=subprocess.PIPE
     )
@@ -72,12 +73,16 @@ def test_an_interrupted_one_leaves_nothing_and_listens_on_loopback_only(folder):
         time.sleep(0.2)
         ours |= descendants(run.pid)
     assert {address for pid in ours for address in listening(pid)} <= {"127.0.0.1"}
+    folders = {found for pid in ours for found in re.findall(r"/[^ \0=]*?netspectra-ray-\w+", name(pid))}
+    assert folders
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=20) == 130
-    end = time.monotonic() + 20
+    end = time.monotonic() + 90  # Ray's agents look for their parent now and then
     while any(alive(pid) for pid in ours) and time.monotonic() < end:
         time.sleep(0.2)
     assert not [name(pid) for pid in ours if alive(pid)]
+    time.sleep(6)
+    assert not [found for found in folders if Path(found).exists()]
 
 
 # ---- what the system tells of processes --------------------------------------------------------------------------

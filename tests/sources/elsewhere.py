@@ -15,7 +15,7 @@ class Web:
     """What it holds, and what was asked of it.
 
     ``ranges`` off: it knows none and sends whole files. ``failures``: how many of the next requests get status 503.
-    ``short``: how many bytes of each range it keeps back.
+    ``short``: how many bytes of each range it keeps back. ``pairs``: a range is answered when another is asked for too.
     """
 
     address: str = ""
@@ -27,6 +27,7 @@ class Web:
     status: int = 503
     short: int = 0
     denied: tuple[str, ...] = ()
+    pairs: threading.Barrier | None = None
     together: int = 0
     most: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,6 +46,8 @@ class Web:
         mark = {"ETag": f'"{len(data)}-{hash(data)}"'}
         if not asked or not self.ranges:
             return 200, mark, data
+        if self.pairs:
+            self.pairs.wait(timeout=60)
         first, last = (int(place) for place in asked.removeprefix("bytes=").split("-"))
         part = data[first : last + 1]
         told = {**mark, "Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(data)}"}

@@ -76,7 +76,7 @@ def tokenizer(source: Source) -> PreTrainedTokenizerBase:
         InputRefused: there is none, or it cannot be read; transformers is missing.
     """
     if source.root is None:
-        raise InputRefused("a live model brings no tokenizer: give batches of tensors")
+        raise InputRefused("a live model, or a checkpoint at an address, brings no tokenizer: give batches of tensors")
     if find_spec("transformers") is None:
         raise InputRefused("tokenizing text needs transformers: pip install 'netspectra[transformers]'")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast

@@ -21,7 +21,10 @@ def vocabulary(source: Source, tokens: Any = None) -> tuple[list[str] | None, st
     """
     if tokens is None:
         if source.root is None:
-            return None, "a live model brings no tokenizer (give tokens=): ids are shown"
+            return (
+                None,
+                "a live model, or a checkpoint at an address, brings no tokenizer (give tokens=): ids are shown",
+            )
         if find_spec("transformers") is None:
             return (
                 None,

@@ -13,7 +13,7 @@ from typing import Any
 
 from netspectra.report.payload import payload
 
-__all__ = ["asset", "content_policy", "encode", "render"]
+__all__ = ["asset", "content_policy", "encode", "guarded_styles", "heatmap_styles", "render"]
 
 # In this order they are one script: what is defined above is used below.
 SCRIPTS = (
@@ -32,6 +32,7 @@ SCRIPTS = (
     "details.js",
     "page.js",
 )
+LIVE = "connect-src 'self'; "
 
 
 def render(
@@ -63,15 +64,20 @@ def render(
     )
 
 
-def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
+def content_policy(
+    scripts: Sequence[str], styles: Sequence[str], *, attributes: Sequence[str] = (), live: bool = False
+) -> str:
     """A content security policy under which exactly these inline scripts and styles act, and nothing is loaded.
 
-    The charts' library adds one empty style element, so the empty style is among ``styles``.
+    The charts' library adds one empty style element, so the empty style is among ``styles``; ``attributes`` are the
+    style attributes that it writes. A ``live`` page may ask the server that it came from for data.
     """
+    allowed = [*map(_digest, styles), *(["'unsafe-hashes'", *map(_digest, attributes)] if attributes else [])]
     return (
         "default-src 'none'; "
         f"script-src {' '.join(map(_digest, scripts))}; "
-        f"style-src {' '.join(map(_digest, styles))}; "
+        f"style-src {' '.join(allowed)}; "
+        f"{LIVE if live else ''}"
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 
@@ -85,6 +91,17 @@ def guarded_styles(library: str) -> list[str]:
     True
     """
     return sorted(set(re.findall(r'document\.getElementById\("([0-9a-f]{64})"\)', library)))
+
+
+def heatmap_styles(library: str) -> list[str]:
+    """The style attributes that the charts' library writes on heat maps, so that their cells have sharp edges.
+
+    >>> heatmap_styles('a.CSS_DECLARATIONS=[["image-rendering","pixelated"]];')
+    ['', 'image-rendering: pixelated; ']
+    """
+    found = re.search(r"CSS_DECLARATIONS=(\[\[.*?\]\]);", library)
+    pairs = json.loads(found[1]) if found else []
+    return ["", "".join(f"{name}: {value}; " for name, value in pairs)]
 
 
 def encode(data: Any) -> str:

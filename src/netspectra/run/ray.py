@@ -12,6 +12,7 @@ import platform
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -211,11 +212,9 @@ def _connected(run: RayRun) -> Iterator[Any]:
             yield ray
             return
         options: dict[str, Any] = {}
-        folder = None
         if run.private:
             undo.enter_context(_kept_to_itself())
-            folder = _folder()
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = undo.enter_context(_folder())
             options = {"num_cpus": run.workers or cores(), "object_store_memory": STORE, "_temp_dir": folder}
             options |= {"include_dashboard": False}
         undo.enter_context(_replaced("ray._private.worker", "print_to_stdstream", _tell))
@@ -223,12 +222,7 @@ def _connected(run: RayRun) -> Iterator[Any]:
         undo.callback(ray.shutdown)
         with _own_sigterm():
             _join(ray, run._where, job_config=_no_code(), **options)
-        try:
-            yield ray
-        except BaseException:  # who interrupts does not wait for Ray: what it wrote goes first
-            if folder:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        yield ray
 
 
 def _join(ray: Any, address: str, **options: Any) -> None:
@@ -315,10 +309,27 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-def _folder() -> str:
-    """A folder for the private cluster's sockets and logs; a name too long for sockets is moved to /tmp."""
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A folder for the private cluster's sockets and logs; a name too long for sockets is moved to /tmp.
+
+    A process of its own removes it where this one is killed: its input ends then.
+    """
     home = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="netspectra-ray-", dir=home if len(home) <= SOCKETS else "/tmp")
+    folder = tempfile.mkdtemp(prefix="netspectra-ray-", dir=home if len(home) <= SOCKETS else "/tmp")
+    sweep = 'cat; for i in 1 2 3 4 5; do rm -rf "$0"; sleep 5; done'  # Ray's processes write for a while yet
+    sweeper = None
+    if os.name == "posix":
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        sweeper = subprocess.Popen(["sh", "-c", sweep, folder], stdin=subprocess.PIPE, **silent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if sweeper is not None and sweeper.stdin is not None:
+            sweeper.kill()
+            sweeper.wait()
+            sweeper.stdin.close()
 
 
 @contextmanager

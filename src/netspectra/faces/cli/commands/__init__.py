@@ -14,6 +14,7 @@ FILES = (
     "drift",
     "pissa",
     "report",
+    "watch",
     "geometry",
     "trainability",
     "compress",
