@@ -109,7 +109,7 @@ class RunFile:
         """What the job is."""
         with self._guarded():
             rows = self._connection.execute("SELECT key, value FROM meta").fetchall()
-        return {str(key): self._parsed(value, f"entry {key!r}") for key, value in rows}
+        return {str(key): self.parsed(value, f"entry {key!r}") for key, value in rows}
 
     def add(self, position: int, found: Record | Skipped) -> None:
         """Keep one weight's findings, atomically."""
@@ -134,9 +134,10 @@ class RunFile:
                         f"{what} is not as netspectra writes it: damaged? Repeat the job into a new file"
                     )
                 step = None if step == NO_STEP else step
-                yield step, position, _restore(self._parsed(findings, what), arrays, seconds, step, what)
+                yield step, position, _restore(self.parsed(findings, what), arrays, seconds, step, what)
 
-    def _parsed(self, text: Any, what: str) -> Any:
+    def parsed(self, text: Any, what: str) -> Any:
+        """JSON of the file, or a refusal that names ``what``."""
         try:
             return json.loads(text)
         except (ValueError, TypeError, RecursionError):
@@ -188,23 +189,14 @@ class RunFile:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of the block's changes or none; failures of the database are told in a line."""
-        with self._guarded():
+        with self._guarded(), self._connection:  # commits, or rolls back whatever ends the block
             self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+            yield self._connection
 
     def select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows that a query gives."""
         with self._guarded():
             return self._connection.execute(query, values).fetchall()
-
-    def parsed(self, text: Any, what: str) -> Any:
-        """JSON of the file, or a refusal that names ``what``."""
-        return self._parsed(text, what)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
