@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from netspectra.errors import EnvironmentFailure, InputRefused
-
-if TYPE_CHECKING:
-    from netspectra.analysis import Analysis
 
 Out = str | None  # a file, or - for standard output
 
@@ -34,12 +30,14 @@ def writable(*targets: Path | str | None) -> None:
             raise EnvironmentFailure(f"{path}: the folder {folder} is not writable")
 
 
-def export(found: Analysis, html: Out, json_out: Out, csv: Out, *, geometry: Sequence[Any] = ()) -> None:
-    """Write the exports that were asked for; ``geometry`` goes into the report."""
-    writers = (html, lambda: found.to_html(geometry)), (json_out, found.to_json), (csv, found.to_csv)
-    for target, text in writers:
-        if target is not None:
-            write(target, text())
+def export(found: Any, html: Out, json_out: Out, csv: Out = None, *page: Any) -> None:
+    """Write the exports that were asked for; ``page`` is what ``to_html`` takes besides."""
+    if html is not None:
+        write(html, found.to_html(*page))
+    if json_out is not None:
+        write(json_out, found.to_json())
+    if csv is not None:
+        write(csv, found.to_csv())
 
 
 def tell_files(*targets: Path | str | None) -> None:

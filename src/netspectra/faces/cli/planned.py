@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netspectra.faces.cli.output import tell_files, write
+from netspectra.faces.cli.output import export, tell_files
 
 if TYPE_CHECKING:
     import torch
 
     from netspectra.plan import Plan
+    from netspectra.verbs.compress.calibrate import Calibration
+    from netspectra.verbs.compress.workshop import Workshop
     from netspectra.weight import Source
 
-__all__ = ["opened", "told"]
+__all__ = ["opened", "remembering", "told"]
 
 
 def opened(
@@ -43,12 +46,20 @@ def _spread(texts: list[str], count: int) -> list[str]:
     return texts if len(texts) <= count else [texts[i * len(texts) // count] for i in range(count)]
 
 
+def remembering(moments: Path | None, plan: Callable[[Calibration | None], tuple[Plan, Workshop]]) -> Plan:
+    """Plan with the moments that a file holds; where there is none yet, keep in it what was measured."""
+    from netspectra.verbs.compress.calibrate import Calibration
+
+    known = Calibration.load(moments) if moments is not None and moments.exists() else None
+    made, shop = plan(known)
+    if moments is not None and known is None and shop.calibration is not None:
+        shop.calibration.save(moments)
+    return made
+
+
 def told(made: Plan, html: str | None, json_out: str | None, plan: Path | None, quiet: bool) -> None:
     """Write and show what was planned."""
-    if html is not None:
-        write(html, made.to_html())
-    if json_out is not None:
-        write(json_out, made.to_json())
+    export(made, html, json_out)
     if not quiet and "-" not in (html, json_out):
         _show(made)
     tell_files(html, json_out, plan)

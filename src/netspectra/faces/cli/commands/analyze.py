@@ -110,7 +110,7 @@ def analyze(
         quiet=quiet,
         known=tuple(fail_on or ()),
     )
-    export(found, html, json_out, csv, geometry=[look(weight) for weight in shown])
+    export(found, html, json_out, csv, [look(weight) for weight in shown])
     if not quiet and "-" not in (html, json_out, csv):
         from netspectra.faces.cli import table
 

@@ -24,7 +24,7 @@ from netspectra.faces.cli.app import (
     app,
 )
 from netspectra.faces.cli.engine import engine as chosen
-from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.output import export, tell_files, writable, write
 
 
 @app.command(
@@ -110,9 +110,7 @@ def compare(
     run = chosen(engine, address, workers=0 if engine == "ray" else 1, quiet=quiet)
     with following(weights, quiet=quiet) as progress:
         found = comparing(source, others, options, run=run, progress=progress)
-    for target, text in ((html, found.to_html), (json_out, found.to_json), (csv, found.to_csv)):
-        if target is not None:
-            write(target, text())
+    export(found, html, json_out, csv)
     shown = not quiet and "-" not in (html, json_out, csv)
     if shown:
         print(found)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,12 +12,10 @@ from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import opened, told
+from netspectra.faces.cli.planned import opened, remembering, told
 from netspectra.faces.cli.progress import sharing
 
 if TYPE_CHECKING:
-    import torch
-
     from netspectra.plan import Plan
     from netspectra.verbs.compress.options import CompressOptions
 
@@ -86,6 +83,7 @@ def compress(
     """Shrink a model under a budget so that its output changes least, and write it."""
     from netspectra.plan import Plan
     from netspectra.verbs.compress.options import CompressOptions
+    from netspectra.verbs.compress.planning import compress as compressing
 
     given = Plan.load(plan) if plan is not None and plan.exists() else None
     options = CompressOptions(
@@ -124,7 +122,10 @@ def compress(
         return
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
     with sharing(quiet=quiet) as progress:
-        made = _planned(network, options, batches, moments, given, progress)
+        made = remembering(
+            moments,
+            lambda known: compressing(network, options, batches, calibration=known, plan=given, progress=progress),
+        )
         if not plan_only:
             made.apply(network)
     if plan is not None and given is None:
@@ -170,21 +171,3 @@ def _streamed(
     if saved is not None:
         print(saved, file=sys.stderr)
     told(made, html, json_out, plan if given is None else None, quiet)
-
-
-def _planned(
-    network: torch.nn.Module,
-    options: CompressOptions,
-    batches: list[Any] | None,
-    moments: Path | None,
-    given: Plan | None,
-    progress: Callable[[str, float], None],
-) -> Plan:
-    from netspectra.verbs.compress.calibrate import Calibration
-    from netspectra.verbs.compress.planning import compress
-
-    known = Calibration.load(moments) if moments is not None and moments.exists() else None
-    made, shop = compress(network, options, batches, calibration=known, plan=given, progress=progress)
-    if moments is not None and known is None and shop.calibration is not None:
-        shop.calibration.save(moments)
-    return made

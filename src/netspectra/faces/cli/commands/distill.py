@@ -11,7 +11,7 @@ import typer
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
-from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.output import export, tell_files, writable
 from netspectra.faces.cli.planned import opened
 
 Data = Annotated[
@@ -117,9 +117,7 @@ def expressivity(
 
 
 def _told(found: Any, html: str | None, json_out: str | None, quiet: bool) -> None:
-    for target, text in ((html, found.to_html), (json_out, found.to_json)):
-        if target is not None:
-            write(target, text())
+    export(found, html, json_out)
     if not quiet and "-" not in (html, json_out):
         print(found)
     tell_files(html, json_out)

@@ -11,7 +11,7 @@ import typer
 
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import ASKED_TO_FAIL, HtmlOut, JsonOut, Quiet, app
-from netspectra.faces.cli.output import tell_files, writable, write, write_json
+from netspectra.faces.cli.output import export, tell_files, writable, write, write_json
 
 if TYPE_CHECKING:
     from netspectra.doors.drift import DriftReference
@@ -157,9 +157,7 @@ def _series(
         include=include or (),
         exclude=exclude or (),
     )
-    for target, text in ((html, found.to_html), (json_out, found.to_json)):
-        if target is not None:
-            write(target, text())
+    export(found, html, json_out)
     if not quiet and "-" not in (html, json_out):
         _show("", found)
     tell_files(html, json_out)

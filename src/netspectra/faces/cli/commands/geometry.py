@@ -9,7 +9,7 @@ import typer
 
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import JsonOut, PathArgument, Quiet, app
-from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.output import export, tell_files, writable
 
 
 @app.command(
@@ -38,9 +38,7 @@ def geometry(
     writable(html, json_out)
     numbers, labels = _read(inputs) if inputs is not None else (None, None)
     seen = geometry(one_of(open_source(path), weight), numbers, labels=labels)
-    for target, text in ((html, seen.to_html), (json_out, seen.to_json)):
-        if target is not None:
-            write(target, text())
+    export(seen, html, json_out)
     if not quiet and "-" not in (html, json_out):
         print(seen)
     tell_files(html, json_out)

@@ -9,7 +9,7 @@ import typer
 
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import CsvOut, HtmlOut, JsonOut, PathArgument, Quiet, app
-from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.output import export, tell_files, writable
 
 
 @app.command(
@@ -77,9 +77,7 @@ def interpret(
             effect = measuring(network, open_source(network), batches, progress)
         said, why = vocabulary(source, tokens)
         found = interpreting(source, options, words=said, effect=effect, notes=(why,) if why else (), progress=progress)
-    for target, text in ((html, found.to_html), (json_out, found.to_json), (csv, found.to_csv)):
-        if target is not None:
-            write(target, text())
+    export(found, html, json_out, csv)
     if not quiet and "-" not in (html, json_out, csv):
         print(found)
     tell_files(html, json_out, csv)

@@ -12,7 +12,7 @@ from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import opened, told
+from netspectra.faces.cli.planned import opened, remembering, told
 from netspectra.faces.cli.progress import sharing
 
 EXAMPLES = (
@@ -85,10 +85,9 @@ def quantize(
 ) -> None:
     """Give every weight the bits it needs, so that the output changes least under a budget, and write the model."""
     from netspectra.plan import Plan
-    from netspectra.verbs.compress.calibrate import Calibration
     from netspectra.verbs.quantize.emit import FORMATS, emit
     from netspectra.verbs.quantize.options import QuantizeOptions
-    from netspectra.verbs.quantize.planning import quantize
+    from netspectra.verbs.quantize.planning import quantize as quantizing
 
     kinds = tuple(dict.fromkeys(kind or ("netspectra",)))
     if wrong := [one for one in kinds if one not in FORMATS]:
@@ -120,10 +119,10 @@ def quantize(
         refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
     with sharing(quiet=quiet) as progress:
-        known = Calibration.load(moments) if moments is not None and moments.exists() else None
-        made, shop = quantize(network, options, batches, calibration=known, plan=given, progress=progress)
-        if moments is not None and known is None and shop.calibration is not None:
-            shop.calibration.save(moments)
+        made = remembering(
+            moments,
+            lambda known: quantizing(network, options, batches, calibration=known, plan=given, progress=progress),
+        )
         if not plan_only:
             made.apply(network)
     if plan is not None and given is None:

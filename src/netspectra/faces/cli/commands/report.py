@@ -9,7 +9,7 @@ import typer
 
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import CsvOut, HtmlOut, JsonOut, Verbose, app
-from netspectra.faces.cli.output import export, tell_files, writable, write
+from netspectra.faces.cli.output import export, tell_files, writable
 
 
 @app.command(
@@ -36,9 +36,7 @@ def report(
     if is_monitor(kept.meta):
         seen = Timeline.from_run(kept)
         others = [Timeline.read(path) for path in beside or ()]
-        for target, text in ((html, lambda: seen.to_html(*others)), (json_out, seen.to_json), (csv, seen.to_csv)):
-            if target is not None:
-                write(target, text())
+        export(seen, html, json_out, csv, *others)
         if html is None and json_out is None and csv is None:
             from netspectra.sources.guard import printable
 

@@ -9,7 +9,7 @@ import typer
 
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import ASKED_TO_FAIL, Device, FailOn, JsonOut, Quiet, app
-from netspectra.faces.cli.output import tell_files, writable, write
+from netspectra.faces.cli.output import export, tell_files, writable
 
 if TYPE_CHECKING:
     from netspectra.verbs.train.findings import Trainability
@@ -67,9 +67,7 @@ def trainability(
         raise InputRefused("give either --batch FILE or --input-shape N,... (samples first)")
     check_device(device)
     found = _found(model, _inputs(batch, input_shape, vocabulary, samples, seed), start, probes, seed, device)
-    for target, text in ((html, found.to_html), (json_out, found.to_json)):
-        if target is not None:
-            write(target, text())
+    export(found, html, json_out)
     if not quiet and "-" not in (html, json_out):
         _show(found)
     tell_files(html, json_out)
