@@ -10,13 +10,14 @@ SRC = Path(__file__).parent.parent / "src" / "netspectra"
 BASE = {"errors", "version", "registry"}
 GROUND = BASE | {"linalg", "record"}
 MIDDLE = GROUND | {"metrics", "weight", "run"} | {"runfile", "verdicts", "analysis", "figures", "checkpoint"}
-MIDDLE |= {"aggregate", "depth", "findings", "history", "timeline", "methods", "forms", "plan"}
+MIDDLE |= {"aggregate", "depth", "findings", "history", "timeline", "written", "methods", "forms", "plan"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
     "registry": set(),
     "linalg": BASE | {"linalg"},
     "record": GROUND,
+    "written": BASE,
     "metrics": GROUND | {"metrics"},
     "aggregate": GROUND,
     "depth": GROUND | {"metrics"},
@@ -26,15 +27,17 @@ ALLOWED = {
     "findings": GROUND,
     "runfile": GROUND | {"findings", "runfile"},
     "history": GROUND | {"findings", "runfile"},
-    "timeline": GROUND | {"findings", "runfile", "history", "analysis", "report"},
+    "timeline": GROUND | {"findings", "runfile", "history", "written", "report"},
     "run": GROUND | {"weight", "run"},
     "figures": GROUND | {"metrics", "report"},
     "methods": GROUND | {"methods"},
     "forms": GROUND | {"methods", "forms"},
-    "plan": BASE | {"plan", "analysis", "report"},
+    "plan": BASE | {"plan", "written", "report"},
     "live": GROUND | {"weight", "composed", "checkpoint", "forms", "live"},
     "report": {"record", "report"},
-    "analysis": GROUND | {"metrics", "aggregate", "depth", "verdicts", "findings", "runfile", "figures", "report"},
+    "analysis": GROUND
+    | {"metrics", "aggregate", "depth", "verdicts", "findings", "runfile", "figures"}
+    | {"written", "report"},
     "composed": GROUND | {"weight", "composed"},
     "views": GROUND | {"weight", "composed"},
     "verbs": MIDDLE | {"verbs", "live", "report"},

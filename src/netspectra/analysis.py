@@ -7,8 +7,6 @@ import html
 import io
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +18,7 @@ import numpy as np
 
 from netspectra.aggregate import Aggregate, aggregate
 from netspectra.depth import Trend, deviations, trends
-from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.errors import InputRefused
 from netspectra.findings import META, check
 from netspectra.linalg.spectrum import Spectrum
 from netspectra.metrics import METRICS
@@ -28,12 +26,13 @@ from netspectra.record import LEVELS, OperatorSpectrum, Record, Skipped, Value
 from netspectra.runfile import RunFile, skipped_from
 from netspectra.verdicts import judge_among
 from netspectra.version import __version__
+from netspectra.written import write_by_suffix
 
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
 
-__all__ = ["Analysis", "glossary", "write_atomically"]
+__all__ = ["Analysis", "glossary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,11 +227,9 @@ class Analysis:
         """
         writers = {".html": lambda: self.to_html(geometry), ".json": self.to_json, ".csv": self.to_csv}
         suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .html, .json and .csv")
-        if geometry and suffix != ".html":
+        if geometry and suffix in writers and suffix != ".html":
             raise InputRefused(f"{path}: only the report, .html, has a place for geometry")
-        write_atomically(path, writers[suffix]())
+        write_by_suffix(path, writers)
 
     def __repr__(self) -> str:
         """Say what was analysed in one line."""
@@ -283,26 +280,6 @@ def glossary(names: Sequence[str]) -> list[dict[str, str]]:
 
 
 RELATIVE_ERROR = "relative_error_"
-
-
-def write_atomically(path: str | Path, text: str | bytes) -> None:
-    """Write the whole file or nothing: to a temporary neighbour, synced, then renamed."""
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".netspectra-", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text.encode() if isinstance(text, str) else text)
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as wrong:
-        raise EnvironmentFailure(f"{path}: cannot be written: {wrong.strerror}") from None
 
 
 def _weight(record: Record) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from netspectra.errors import InputRefused
 from netspectra.version import __version__
+from netspectra.written import write_by_suffix
 
 __all__ = ["Cost", "Decision", "Plan"]
 
@@ -239,13 +240,8 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write it by suffix: ``.json`` to edit and replay, ``.html`` to look at."""
-        from netspectra.analysis import write_atomically
-
         writers = {".json": self.to_json, ".html": self.to_html}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .json and .html")
-        write_atomically(path, writers[suffix]())
+        write_by_suffix(path, writers)
 
     def to_json(self) -> str:
         """`to_dict` as text, for people to edit."""

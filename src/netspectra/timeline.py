@@ -20,6 +20,7 @@ from netspectra.history import History
 from netspectra.record import Record
 from netspectra.runfile import RunFile
 from netspectra.version import __version__
+from netspectra.written import write_by_suffix
 
 __all__ = ["Timeline", "is_monitor"]
 
@@ -186,13 +187,8 @@ class Timeline:
 
     def save(self, path: str | Path, *beside: Timeline) -> None:
         """Write to a file, by suffix: ``.html``, ``.json`` or ``.csv``."""
-        from netspectra.analysis import write_atomically
-
         writers = {".html": lambda: self.to_html(*beside), ".json": self.to_json, ".csv": self.to_csv}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .html, .json and .csv")
-        write_atomically(path, writers[suffix]())
+        write_by_suffix(path, writers)
 
     def rows(self) -> list[tuple[str, ...]]:
         """Of each weight the newest numbers beside the first ones, as text for a table."""

@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netspectra.analysis import write_atomically
 from netspectra.sources.guard import GUARD, refuse
 from netspectra.verbs.drift import DriftOptions, Evidence, Reference, Sequential, WindowDrift, fitted, restored
+from netspectra.written import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

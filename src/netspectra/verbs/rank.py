@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from netspectra.aggregate import aggregate
-from netspectra.analysis import Analysis, write_atomically
+from netspectra.analysis import Analysis
 from netspectra.errors import InputRefused
 from netspectra.metrics import METRICS, chosen
 from netspectra.record import Record
 from netspectra.runfile import RunFile
+from netspectra.written import columns, write_by_suffix
 
 __all__ = ["CAUTION", "RANKED", "RankedMetric", "Ranking", "rank"]
 
@@ -99,16 +100,13 @@ class Ranking:
 
     def save(self, path: str | Path) -> None:
         """Write it to a ``.json`` file; never half a file."""
-        if Path(path).suffix.lower() != ".json":
-            raise InputRefused(f"{path}: a ranking is written as .json")
-        write_atomically(path, json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False) + "\n")
+        text = json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False) + "\n"
+        write_by_suffix(path, {".json": lambda: text}, "a ranking is written as .json")
 
     def __str__(self) -> str:
         """Show a table: for each metric the value of each candidate with its rank, and how sure the order is."""
         rows = [["metric", *_ends(self.candidates), "order held"], *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-        return "\n".join([*lines, "", *self._remarks()])
+        return "\n".join([*columns(rows), "", *self._remarks()])
 
     def _repr_html_(self) -> str:
         """Show the table in notebooks."""

@@ -49,7 +49,7 @@ def tell_files(*targets: Path | str | None) -> None:
 
 def write(target: str, text: str) -> None:
     """Write the whole text to a file, or to standard output."""
-    from netspectra.analysis import write_atomically
+    from netspectra.written import write_atomically
 
     if target == "-":
         sys.stdout.write(text)

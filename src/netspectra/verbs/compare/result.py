@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netspectra.analysis import Analysis, write_atomically
-from netspectra.errors import InputRefused
+from netspectra.analysis import Analysis
 from netspectra.record import Skipped, Value, Verdict
 from netspectra.report.comparison_page import render_comparison
 from netspectra.verbs.compare.delta import Delta, number
@@ -20,6 +19,7 @@ from netspectra.verbs.compare.lineage import Vector
 from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.rank import Ranking
 from netspectra.weight import Source, Weight
+from netspectra.written import columns, write_by_suffix
 
 if TYPE_CHECKING:
     from netspectra.verbs.lora import Extraction, LoraOptions
@@ -231,10 +231,7 @@ class Comparison:
             InputRefused: another suffix.
         """
         writers = {".json": self.to_json, ".csv": self.to_csv, ".html": self.to_html}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise InputRefused(f"{path}: a comparison is written as .json, .csv or .html")
-        write_atomically(path, writers[suffix]())
+        write_by_suffix(path, writers, "a comparison is written as .json, .csv or .html")
 
     def __repr__(self) -> str:
         """Say it in one line."""
@@ -276,8 +273,7 @@ def _told(first: str, name: str, one: Compared) -> str:
     changed = [d for d in one.deltas if d.changed]
     if changed:
         rows = [list(HEAD), *_rows(one)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-        lines += ["", *("  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in rows)]
+        lines += ["", *columns(rows)]
         if len(changed) > SHOWN:
             lines.append(f"... and {len(changed) - SHOWN} more that changed less")
     return "\n".join(lines)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from netspectra.analysis import Analysis, write_atomically
+from netspectra.analysis import Analysis
 from netspectra.errors import InputRefused
 from netspectra.record import Record, Value
 from netspectra.verbs.compare.delta import number
 from netspectra.verbs.rank import RANKED, Ranking, rank
+from netspectra.written import write_by_suffix
 
 __all__ = ["SpectraComparison", "SpectraDelta", "compare_spectra"]
 
@@ -99,9 +100,7 @@ class SpectraComparison:
 
     def save(self, path: str | Path) -> None:
         """Write ``.json``; never half a file."""
-        if Path(path).suffix.lower() != ".json":
-            raise InputRefused(f"{path}: a comparison of spectra is written as .json")
-        write_atomically(path, self.to_json())
+        write_by_suffix(path, {".json": self.to_json}, "a comparison of spectra is written as .json")
 
     def __str__(self) -> str:
         """Show the weights whose spectra moved most."""

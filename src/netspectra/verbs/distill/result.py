@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from netspectra.analysis import write_atomically
 from netspectra.errors import InputRefused
 from netspectra.live.matching import SubspaceLoss
 from netspectra.report.distillation_page import render_distillation
@@ -20,6 +19,7 @@ from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.distill.activity import Activity
 from netspectra.verbs.distill.student import best_layers, initial_state, shallower, share_of, shrunk_copy, stacks
 from netspectra.verbs.distill.training import matched, train
+from netspectra.written import columns, write_by_suffix
 
 __all__ = ["Distillation", "Expressivity", "Likeness", "Width"]
 
@@ -313,10 +313,7 @@ def _json(data: Mapping[str, Any]) -> str:
 
 
 def _save(path: str | Path, writers: Mapping[str, Callable[[], str]]) -> None:
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise InputRefused(f"{path}: is written as {' or '.join(writers)}")
-    write_atomically(path, writers[suffix]())
+    write_by_suffix(path, writers, f"is written as {' or '.join(writers)}")
 
 
 def _short(value: Any) -> str:
@@ -328,6 +325,4 @@ def _short(value: Any) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join(columns(rows))

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netspectra.analysis import write_atomically
-from netspectra.errors import InputRefused
 from netspectra.record import Verdict
 from netspectra.report.drift_page import render_drift
+from netspectra.written import columns, write_by_suffix
 
 if TYPE_CHECKING:
     from netspectra.verbs.drift.sequential import Evidence
@@ -180,10 +179,10 @@ class WindowDrift:
             effects = {s.name: f"{s.effect:.3f}" for s in layer.statistics}
             numbers = f"{layer.p:.3f}", f"{layer.adjusted:.3f}", f"{layer.shift:.2f}"
             rows.append((layer.layer, *numbers, *(effects.get(name, "-") for name in names)))
-        lines += _aligned(rows)
-        columns = [c for layer in self.layers for c in layer.columns if c.p is not None and c.p <= self.alpha]
-        if columns and self.alarm:
-            told = ", ".join(f"{c.column} {c.shift:+.2f} (p {c.p:.3f})" for c in columns[:8])
+        lines += columns(rows)
+        shifted = [c for layer in self.layers for c in layer.columns if c.p is not None and c.p <= self.alpha]
+        if shifted and self.alarm:
+            told = ", ".join(f"{c.column} {c.shift:+.2f} (p {c.p:.3f})" for c in shifted[:8])
             lines += ["", f"columns that moved (sd, p adjusted): {told}"]
         moved = [(layer.layer, d) for layer in self.layers for d in layer.directions if d.p <= self.alpha]
         if moved and self.alarm:
@@ -209,14 +208,6 @@ def _columns(d: DirectionShift) -> str:
     return ", ".join(f"{name} {weight:+.2f}" for name, weight in d.columns[:3])
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join([r[0].ljust(sizes[0]), *map(str.rjust, r[1:], sizes[1:])]).rstrip() for r in rows]
-
-
 def exported(path: str | Path, writers: dict[str, Any]) -> None:
     """Write by suffix, or refuse."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise InputRefused(f"{path}: this is written as {' or '.join(writers)}")
-    write_atomically(path, writers[suffix]())
+    write_by_suffix(path, writers, f"this is written as {' or '.join(writers)}")

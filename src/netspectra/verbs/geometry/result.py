@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netspectra.analysis import write_atomically
 from netspectra.errors import InputRefused
 from netspectra.version import __version__
+from netspectra.written import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from netspectra.analysis import write_atomically
-from netspectra.errors import InputRefused
 from netspectra.report.interpretation_page import render_interpretation
 from netspectra.verbs.interpret.circuits import KINDS, Kind
+from netspectra.written import write_by_suffix
 
 __all__ = ["RELIABLE", "Direction", "Interpretation", "TokenList"]
 
@@ -255,10 +254,7 @@ class Interpretation:
             InputRefused: another suffix.
         """
         writers = {".json": self.to_json, ".csv": self.to_csv, ".html": self.to_html}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise InputRefused(f"{path}: an interpretation is written as .json, .csv or .html")
-        write_atomically(path, writers[suffix]())
+        write_by_suffix(path, writers, "an interpretation is written as .json, .csv or .html")
 
     def __repr__(self) -> str:
         """Say it in one line."""

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from netspectra.written import columns
+
 __all__ = ["Adapted", "Extraction"]
 
 SHOWN = 12
@@ -113,8 +115,7 @@ class Extraction:
             most = sorted(self.weights, key=lambda w: -w.left)[:SHOWN]
             rows = [["weight", "rank", "energy left", "largest entry left" if self.base else "largest error"]]
             rows += [[w.name, f"{w.rank}/{w.full}", f"{w.energy_left:.3%}", f"{w.largest:.2e}"] for w in most]
-            widths = [max(len(row[i]) for row in rows) for i in range(4)]
-            lines += ["", *("  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows)]
+            lines += ["", *columns(rows)]
             if len(self.weights) > SHOWN:
                 lines.append(f"... and {len(self.weights) - SHOWN} more with less left")
         if self.carried:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from netspectra.analysis import write_atomically
-from netspectra.errors import InputRefused
 from netspectra.record import Value, Verdict
 from netspectra.verbs.train.rules import BlockFinding, score
 from netspectra.verbs.train.spectra import JacobianSpectrum
 from netspectra.version import __version__
+from netspectra.written import write_by_suffix
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -262,7 +261,4 @@ def plain(data: Any) -> Any:
 def save(found: Any, path: str | Path) -> None:
     """Write what has ``to_json`` and ``to_html`` by suffix."""
     writers = {".json": found.to_json, ".html": found.to_html}
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; there are .json and .html")
-    write_atomically(path, writers[suffix]())
+    write_by_suffix(path, writers)
