@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from string import Template
 from typing import Any
 
-from netspectra.report.page import asset, content_policy, encode
+from netspectra.report.page import assembled, asset
 from netspectra.report.payload import SCENE_DEPTH, plain
 
 __all__ = ["render_geometry"]
@@ -16,11 +15,5 @@ SCRIPTS = ("text.js", "theme.js", "geometry.js", "geometry-page.js")
 
 def render_geometry(geometry: Mapping[str, Any]) -> str:
     """One complete, self-contained HTML page of a `Geometry.to_dict`; the same data give the same bytes."""
-    script = '(() => {\n"use strict";\n' + "\n".join(asset(name) for name in SCRIPTS) + "\n})();\n"
-    style = asset("report.css")
-    return Template(asset("geometry.html")).substitute(
-        policy=content_policy(scripts=(script,), styles=(style,)),
-        style=style,
-        data=encode(plain(geometry, SCENE_DEPTH)),
-        script=script,
-    )
+    body = asset("head.html") + asset("geometry.html")
+    return assembled(body, SCRIPTS, plain(geometry, SCENE_DEPTH), title="netspectra geometry")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from string import Template
 from typing import Any
 
-from netspectra.report.page import asset, content_policy, encode
+from netspectra.report.page import assembled, asset
 
 __all__ = ["render_interpretation"]
 
@@ -20,14 +19,8 @@ def render_interpretation(document: Mapping[str, Any]) -> str:
     Args:
         document: `Interpretation.to_dict`.
     """
-    script = '(() => {\n"use strict";\n' + "\n".join(asset(name) for name in SCRIPTS) + "\n})();\n"
-    style = asset("report.css") + asset("interpretation.css")
-    return Template(asset("interpretation.html")).substitute(
-        policy=content_policy(scripts=(script,), styles=(style,)),
-        style=style,
-        data=encode(_payload(document)),
-        script=script,
-    )
+    body, styles = asset("head.html") + asset("interpretation.html"), ("report.css", "interpretation.css")
+    return assembled(body, SCRIPTS, _payload(document), title="netspectra interpret", styles=styles)
 
 
 def _payload(document: Mapping[str, Any]) -> dict[str, Any]:

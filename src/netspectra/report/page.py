@@ -13,7 +13,7 @@ from typing import Any
 
 from netspectra.report.payload import payload
 
-__all__ = ["asset", "content_policy", "encode", "guarded_styles", "heatmap_styles", "render"]
+__all__ = ["assembled", "asset", "content_policy", "encode", "guarded_styles", "heatmap_styles", "render"]
 
 # In this order they are one script: what is defined above is used below.
 SCRIPTS = (
@@ -51,13 +51,43 @@ def render(
     """
     from plotly.offline import get_plotlyjs
 
-    script = '(() => {\n"use strict";\n' + "\n".join(asset(name) for name in SCRIPTS) + "\n})();\n"
-    style = asset("report.css")
-    library = get_plotlyjs()
-    return Template(asset("report.html")).substitute(
-        policy=content_policy(scripts=(script, library), styles=(style, "")),
+    body = asset("head.html") + asset("report.html")
+    data = payload(document, glossary, geometry)
+    return assembled(body, SCRIPTS, data, title="netspectra report", library=get_plotlyjs())
+
+
+def assembled(
+    template: str,
+    scripts: Sequence[str],
+    data: Any,
+    *,
+    title: str = "",
+    styles: Sequence[str] = ("report.css",),
+    library: str = "",
+    attributes: Sequence[str] = (),
+    live: bool = False,
+) -> str:
+    """A page of a template: style, data, one script and, if it draws charts, their library, under its policy.
+
+    Args:
+        template: with ``$policy``, ``$style``, ``$data`` and ``$script``; ``$library`` and ``$stand_ins`` for charts;
+            ``$title`` where it begins with ``head.html``.
+        scripts: assets that are one script, in this order.
+        data: what the script draws.
+        title: of the page.
+        styles: assets that are one style.
+        library: the charts' library; none by default.
+        attributes: as in `content_policy`.
+        live: as in `content_policy`.
+    """
+    script = '(() => {\n"use strict";\n' + "\n".join(asset(name) for name in scripts) + "\n})();\n"
+    style = "".join(asset(name) for name in styles)
+    allowed = ((script, library), (style, "")) if library else ((script,), (style,))
+    return Template(template).substitute(
+        title=title,
+        policy=content_policy(*allowed, attributes=attributes, live=live),
         style=style,
-        data=encode(payload(document, glossary, geometry)),
+        data=encode(data),
         script=script,
         library=library,
         stand_ins="".join(f'<template id="{name}"></template>' for name in guarded_styles(library)),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from string import Template
 from typing import Any
 
 import numpy as np
 
 from netspectra.report.curves import index_grid, rounded
-from netspectra.report.page import asset, content_policy, encode, guarded_styles, heatmap_styles
+from netspectra.report.page import assembled, asset, heatmap_styles
 from netspectra.report.payload import plain
 
 __all__ = ["render_timeline", "thinned"]
@@ -30,16 +29,11 @@ def render_timeline(runs: Sequence[Mapping[str, Any]], *, live: bool = False) ->
     """
     from plotly.offline import get_plotlyjs
 
-    script = '(() => {\n"use strict";\n' + "\n".join(asset(name) for name in SCRIPTS) + "\n})();\n"
-    style = asset("report.css") + asset("timeline.css")
     library = get_plotlyjs()
-    return Template(asset("timeline.html")).substitute(
-        policy=content_policy((script, library), (style, ""), attributes=heatmap_styles(library), live=live),
-        style=style,
-        data=encode({"live": live, "runs": [plain(run, 8) for run in runs]}),
-        script=script,
-        library=library,
-        stand_ins="".join(f'<template id="{name}"></template>' for name in guarded_styles(library)),
+    data = {"live": live, "runs": [plain(run, 8) for run in runs]}
+    styles, attributes = ("report.css", "timeline.css"), heatmap_styles(library)
+    return assembled(
+        asset("timeline.html"), SCRIPTS, data, styles=styles, library=library, attributes=attributes, live=live
     )
 
 
