@@ -94,7 +94,7 @@ def watched(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) ->
     run = wandb.init(project="overhead", dir=str(folder), mode="offline")
     wandb.watch(model, log="all", log_freq=10)
     yield lambda step, loss: run.log({"loss": float(loss)}) if step % 10 == 0 else None
-    run.finish(quiet=True)
+    run.finish()
 
 
 PEERS: dict[str, tuple[str, Peer]] = {
