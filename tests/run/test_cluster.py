@@ -15,6 +15,7 @@ from tests.run.cluster import LAYERS, checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
+HERE = Path(__file__).parents[2]
 
 
 def alone() -> list[str]:
@@ -29,12 +30,14 @@ def alone() -> list[str]:
 def test_two_nodes_one_killed_one_late_and_a_driver_killed(tmp_path):
     way = alone()
     command = [*way, sys.executable, "-m", "tests.run.cluster", str(tmp_path), *(["alone"] if way else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": f"{HERE / 'src'}{os.pathsep}{HERE}"}  # workers import this folder's code
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(done.stdout.splitlines()) == 1, "nothing of Ray's on standard output"
     told = json.loads(done.stdout)
     print(told)
     assert told["identical, a node killed"] and told["identical, resumed"]
+    assert told["identical, verbs"] == {"compare": True, "calibrate": True, "compress": True}
     assert told["tasks"]["first"] and told["tasks"]["second"] and told["tasks"]["late"]
     assert 0 <= told["repeated"] <= 2, "only what was with the lost node is done again"
     assert 0 < told["kept by the killed driver"] < LAYERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
 from netspectra.verbs.compress.structure import Structure, observe
 
-__all__ = ["Calibration", "calibrate", "fitting", "layers", "mixed", "rows", "samples_in", "spread_out"]
+__all__ = ["Calibration", "calibrate", "fitting", "joined", "layers", "mixed", "rows", "samples_in", "spread_out"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDEST = 12_288  # outputs whose second moment is kept: it takes 8 m^2 bytes, 19 GB for a vocabulary of 49152
@@ -43,6 +43,7 @@ class Calibration:
         shapes: of the first batch's input, by module.
         calls: how often a module ran in the first batch.
         structure: which layers belong together.
+        path: the file that it was read from.
     """
 
     inputs: dict[str, Moments] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Calibration:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     structure: Structure = field(default_factory=Structure)
+    path: Path | None = None
 
     @property
     def order(self) -> list[str]:
@@ -92,7 +94,7 @@ class Calibration:
         if "calibration" not in strings:
             raise InputRefused(f"{path}: holds moments, but no calibration; give the file that a calibration wrote")
         try:
-            return cls._from(named, json.loads(strings["calibration"]))
+            return replace(cls._from(named, json.loads(strings["calibration"])), path=Path(path))
         except (KeyError, TypeError, ValueError) as wrong:
             raise InputRefused(f"{path}: lacks {wrong}: written by another version? Calibrate again") from None
 
@@ -295,6 +297,25 @@ def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
     """Input moments of which ``share`` comes from another calibration of the same model; gradients stay the main's."""
     inputs = {name: m.mixed(other.inputs.get(name, m), share) for name, m in main.inputs.items()}
     return replace(main, inputs=inputs)
+
+
+def joined(parts: Sequence[Calibration]) -> Calibration:
+    """The calibration of all batches, from those of its shards, added in the order in which they are given.
+
+    Layers share an input where they did in every shard; structure and shapes are the first one's.
+    """
+    owners: dict[tuple[str | None, ...], str] = {}  # by what owns a layer's input in each shard
+    names = dict.fromkeys(name for part in parts for name in part.owner)
+    owner = {name: owners.setdefault(tuple(part.owner.get(name) for part in parts), name) for name in names}
+    inputs = {
+        name: Moments.summed([part.inputs[key] for part, key in zip(parts, keys, strict=True) if key is not None])
+        for keys, name in owners.items()
+    }
+    outputs = {
+        name: Moments.summed([part.outputs[name] for part in parts if name in part.outputs])
+        for name in dict.fromkeys(name for part in parts for name in part.outputs)
+    }
+    return replace(parts[0], inputs=inputs, owner=owner, outputs=outputs, samples=sum(part.samples for part in parts))
 
 
 def calibrate(
