@@ -26,6 +26,7 @@ HERE = {"node_ip_address": "127.0.0.1"}  # whatever the machine's name leads to
 LAYERS = 50
 NODES = "nodes"  # folder in which each task leaves the node it ran on
 LATE = "late"  # file that names the node that comes late
+DOOMED = "doomed"  # file that names the node that is to be killed, whose tasks stay in work until then
 PAUSE = 0.1  # seconds a task is made to take, so that half-way is a time
 LONG = 240  # seconds that tasks wait for the node that comes late
 
@@ -63,8 +64,10 @@ def slowly(weight: Any, options: Any, seen: str) -> Any:
 
     node = ray.get_runtime_context().get_node_id()
     Path(seen, f"{time.time()}-{weight.name}-{node}").touch()
-    late = Path(seen, "..", LATE)
+    late, doomed = Path(seen, "..", LATE), Path(seen, "..", DOOMED)
     until = time.monotonic() + LONG
+    while doomed.exists() and doomed.read_text() == node and time.monotonic() < until:
+        time.sleep(PAUSE)
     while late.exists() and late.read_text() not in visited(Path(seen)) and time.monotonic() < until:
         time.sleep(PAUSE)  # the others wait for who comes late
     time.sleep(PAUSE)
@@ -112,6 +115,8 @@ def main(folder: Path) -> dict[str, Any]:
     def half_way(weight: Any) -> None:
         nonlocal done
         done += 1
+        if done == LAYERS // 3:
+            (folder / DOOMED).write_text(second.node_id)
         if done == LAYERS // 2:
             cluster.remove_node(second, allow_graceful=False)
             late.append(cluster.add_node(num_cpus=1, **HERE))
@@ -207,9 +212,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "drive":
         drive(Path(sys.argv[2]), sys.argv[3], "resumed" in sys.argv)
     else:
-        if "alone" in sys.argv:
-            loopback_up()
         from netspectra.run.ray import patient
 
+        loopback_up()
         with patient():
             print(json.dumps(main(Path(sys.argv[1]))))

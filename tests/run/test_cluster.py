@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,19 +19,21 @@ pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 HERE = Path(__file__).parents[2]
 
 
-def alone() -> list[str]:
-    """How to start a process in a network of its own; nothing where that is not permitted."""
-    command = ["unshare", "--map-root-user", "--net"]
-    try:
-        return command if subprocess.run([*command, "true"], capture_output=True).returncode == 0 else []
-    except FileNotFoundError:
-        return []
+ALONE = ["unshare", "--map-root-user", "--net"]  # starts a process in a network of its own
+LOOPBACK = "from tests.run.cluster import loopback_up; loopback_up()"
 
 
-def test_two_nodes_one_killed_one_late_and_a_driver_killed(tmp_path):
-    way = alone()
-    command = [*way, sys.executable, "-m", "tests.run.cluster", str(tmp_path), *(["alone"] if way else [])]
-    environment = os.environ | {"PYTHONPATH": f"{HERE / 'src'}{os.pathsep}{HERE}"}  # workers import this folder's code
+@pytest.fixture
+def environment():
+    """Ray's workers import the code of this folder."""
+    return os.environ | {"PYTHONPATH": f"{HERE / 'src'}{os.pathsep}{HERE}"}
+
+
+def test_two_nodes_one_killed_one_late_a_driver_killed_and_every_verb(tmp_path, environment):
+    probe = [*ALONE, sys.executable, "-c", LOOPBACK]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, env=environment).returncode:
+        pytest.skip("no network of its own is permitted here (unshare --net, lo): several nodes were NOT tested")
+    command = [*ALONE, sys.executable, "-m", "tests.run.cluster", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(done.stdout.splitlines()) == 1, "nothing of Ray's on standard output"
@@ -39,7 +42,7 @@ def test_two_nodes_one_killed_one_late_and_a_driver_killed(tmp_path):
     assert told["identical, a node killed"] and told["identical, resumed"]
     assert told["identical, verbs"] == {"compare": True, "calibrate": True, "compress": True}
     assert told["tasks"]["first"] and told["tasks"]["second"] and told["tasks"]["late"]
-    assert 0 <= told["repeated"] <= 2, "only what was with the lost node is done again"
+    assert 1 <= told["repeated"] <= 2, "what was with the lost node is done again, and nothing else"
     assert 0 < told["kept by the killed driver"] < LAYERS
     assert told["done again"] <= LAYERS + 2 - told["kept by the killed driver"]
 
