@@ -40,8 +40,8 @@ class Calibration:
         owner: by module name, whose input moments are its own too (q, k and v share one).
         outputs: moments of the gradient at each module's output; empty without a backward pass.
         samples: how many samples were seen.
-        shapes: of the first batch's input, by module.
-        calls: how often a module ran in the first batch.
+        shapes: of the first input, by module.
+        calls: how often a module ran in the first batch, in the order in which they first ran.
         structure: which layers belong together.
         path: the file that it was read from.
     """
@@ -231,13 +231,12 @@ class _Recorder:
 
     def _input(self, name: str, module: nn.Module, x: Tensor, keep: Tensor | None, identity: Tensor) -> None:
         found = self.found
-        if self.first:
-            found.calls[name] = found.calls.get(name, 0) + 1
-            found.shapes.setdefault(name, tuple(identity.shape))
+        found.calls[name] = found.calls.get(name, 0) + self.first
+        found.shapes.setdefault(name, tuple(identity.shape))
         sharable = not isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         owner = next((n for n, seen in self.seen if seen() is identity), None) if sharable else None
-        if self.first and name not in found.owner:
-            found.owner[name] = owner or name
+        if name not in found.owner:  # one that runs later than the first batch has seen less than its owner
+            found.owner[name] = owner if owner and self.first else name
         if found.owner[name] != name:
             if owner == found.owner[name]:
                 return
@@ -302,8 +301,12 @@ def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
 def joined(parts: Sequence[Calibration]) -> Calibration:
     """The calibration of all batches, from those of its shards, added in the order in which they are given.
 
-    Layers share an input where they did in every shard; structure and shapes are the first one's.
+    Layers share an input where they did in every shard; the structure is the first one's.
     """
+    calls, shapes = dict(parts[0].calls), dict(parts[0].shapes)
+    for part in parts[1:]:
+        calls |= {name: 0 for name in part.calls if name not in calls}
+        shapes = part.shapes | shapes
     owners: dict[tuple[str | None, ...], str] = {}  # by what owns a layer's input in each shard
     names = dict.fromkeys(name for part in parts for name in part.owner)
     owner = {name: owners.setdefault(tuple(part.owner.get(name) for part in parts), name) for name in names}
@@ -315,7 +318,8 @@ def joined(parts: Sequence[Calibration]) -> Calibration:
         name: Moments.summed([part.outputs[name] for part in parts if name in part.outputs])
         for name in dict.fromkeys(name for part in parts for name in part.outputs)
     }
-    return replace(parts[0], inputs=inputs, owner=owner, outputs=outputs, samples=sum(part.samples for part in parts))
+    samples = sum(part.samples for part in parts)
+    return Calibration(inputs, owner, outputs, samples, shapes, calls, parts[0].structure)
 
 
 def calibrate(
