@@ -6,12 +6,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netspectra.report.pictures import html_page
+from netspectra.report.pictures import INKS, html_page
 
 __all__ = ["render_distillation"]
 
 SHOWN = 6  # layers whose spectra are drawn
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8568f", "#c98a00", "#6b4fa0")
+BLUE, PALE, GROUND = INKS[0], "#6b7686", "#ffffff"
 
 
 def render_distillation(document: Mapping[str, Any]) -> str:
@@ -39,8 +39,8 @@ def _figure(title: str, height: int) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    margin = {"l": 10, "r": 10, "t": 60, "b": 40}
-    figure.update_layout(title=title, template="plotly_white", height=height, margin=margin)
+    margin = {"l": 10, "r": 10, "t": 30, "b": 40}
+    figure.update_layout(title=title, height=height, margin=margin)
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     return figure
@@ -52,7 +52,7 @@ def _shares(layers: Sequence[Mapping[str, Any]]) -> Any:
 
     figure = _figure("Share of directions that hold 90 % of the energy", 260 + 22 * len(layers))
     names = [_label(one["name"]) for one in layers]
-    for what, text, colour in (("plain", "weights alone", "#9aa6b5"), ("used", "action on the data", "#0072b2")):
+    for what, text, colour in (("plain", "weights alone", PALE), ("used", "action on the data", BLUE)):
         x = [one[what]["k90"]["value"] / one[what]["size"] for one in layers]
         errors: dict[str, Any] = {}
         if what == "used":
@@ -75,7 +75,7 @@ def _spectra(layers: Sequence[Mapping[str, Any]]) -> Any:
     figure = _figure("Share of the energy in each direction (dotted: the weights alone)", 520)
     count = min(SHOWN, len(layers))
     shown = [layers[i * (len(layers) - 1) // max(1, count - 1)] for i in range(count)]
-    for one, colour in zip(shown, COLOURS, strict=False):
+    for one, colour in zip(shown, INKS, strict=False):
         for what, dash in (("used", "solid"), ("plain", "dot")):
             use = one[what]
             figure.add_trace(
@@ -91,7 +91,7 @@ def _spectra(layers: Sequence[Mapping[str, Any]]) -> Any:
             )
     figure.update_layout(legend={"orientation": "h", "y": -0.2})
     figure.update_xaxes(type="log", title="direction")
-    figure.update_yaxes(type="log", title="share", range=[-6, 0], exponentformat="power")
+    figure.update_yaxes(type="log", title="share", range=[-6, 0], dtick=1)
     return figure
 
 
@@ -109,7 +109,8 @@ def _likeness(pairs: Sequence[Mapping[str, Any]]) -> Any:
             y=[_label(name) for name in rows],
             zmin=0,
             zmax=1,
-            colorscale="Blues",
+            colorscale=[[0, GROUND], [1, BLUE]],
+            colorbar={"thickness": 12, "outlinewidth": 0},
         )
     )
     figure.update_yaxes(autorange="reversed")
@@ -142,7 +143,7 @@ def _interval(value: Mapping[str, Any]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     first = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{first}</tr>{lines}</table>"
+    return f'<div class="wide"><table class="numbers"><tr>{first}</tr>{lines}</table></div>'
 
 
 def _label(name: str) -> str:
