@@ -29,8 +29,8 @@ def distill(
 
     Ranks of every layer's activations with intervals (samples resampled); for every chain of neurons, channels or heads
     the fewest from which its reader's output follows linearly; how alike the layers of teacher and student are. Then
-    ``.student(width=0.25, depth=3, stream=384)`` gives a shrunk copy, ``.state_dict(your_student)`` the numbers for a module of
-    your own, ``.loss(...)`` principal-subspace losses, ``.train(student, steps=...)`` a small training loop.
+    ``.student(width=0.25, depth=3, stream=384)`` gives a shrunk copy, ``.state_dict(your_student)`` the numbers for a
+    module of your own, ``.loss(...)`` principal-subspace losses, ``.train(student, steps=...)`` a small training loop.
 
         keep J by forward selection on y = W h;    W' = W H[:, J] H[J, J]^-1,    H = E[h h^T] about the mean
 

@@ -11,6 +11,7 @@ from netspectra.report.pictures import INKS, html_page
 __all__ = ["render_distillation"]
 
 SHOWN = 6  # layers whose spectra are drawn
+SHADES = {"plain": 0.45, "used": 1.0}
 BLUE, PALE, GROUND = INKS[0], "#6b7686", "#ffffff"
 
 
@@ -25,13 +26,14 @@ def render_distillation(document: Mapping[str, Any]) -> str:
     body = [f"<p>{document['samples']} samples, {len(layers)} layers.</p>"]
     body += [f"<p>{html.escape(note)}</p>" for note in document["notes"]]
     figures = [_shares(layers), _spectra(layers)]
-    below = [_layers(layers)]
+    below = []
     if document.get("widths"):
         rows = [[w["name"], w["kind"], w["width"], w["suggested"], w["tenth"]] for w in document["widths"]]
         head = ["chain", "units", "now", "for 1 % of the variance", "for 10 %"]
         below.append("<h2>How narrow it may become</h2>" + _table(head, rows))
     if document.get("likeness"):
         figures.append(_likeness(document["likeness"]))
+    below.append(_layers(layers))
     return html_page(title, "".join(body), figures, "".join(below))
 
 
@@ -61,7 +63,9 @@ def _shares(layers: Sequence[Mapping[str, Any]]) -> Any:
             low = [v - b / size for v, b, size in zip(x, bounds["low"], sizes, strict=True)]
             high = [b / size - v for v, b, size in zip(x, bounds["high"], sizes, strict=True)]
             errors = {"error_x": {"type": "data", "array": high, "arrayminus": low, "thickness": 1}}
-        figure.add_trace(go.Bar(y=names, x=x, name=text, orientation="h", marker_color=colour, **errors))
+        figure.add_trace(
+            go.Bar(y=names, x=x, name=text, orientation="h", marker_color=colour, opacity=SHADES[what], **errors)
+        )
     figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
@@ -118,7 +122,7 @@ def _likeness(pairs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
-    head = ["layer", "shape", "rank of inputs", "k90", "k99", "weights: k90", "action: k90", "action: k99"]
+    head = ["layer", "shape", "inputs: rank", "inputs: k90", "k99", "weights: k90", "action: k90", "k99"]
     rows = [
         [
             one["name"],

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["decisions_table", "render_plan"]
 
+SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "cross-open", "x-open", "star-open")
 CAPTION = (
     "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, "
     "and samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
 )
+
 
 def render_plan(document: Mapping[str, Any]) -> str:
     """One complete, self-contained HTML page of a plan; every string of it is treated as text.
@@ -52,7 +54,7 @@ def _frontier(traces: Sequence[Mapping[str, Any]]) -> go.Figure:
         margin={"t": 10, "r": 20, "b": 130, "l": 70},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "entrywidth": 210},
     )
-    figure.update_xaxes(title="bytes of the selected weights", nticks=6)
+    figure.update_xaxes(title="bytes of the selected weights", tickformat="~s", nticks=6)
     figure.update_yaxes(title="loss a sample", type="log", dtick=1)
     return figure
 
@@ -206,7 +208,8 @@ def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     if final := _improved(document):
         points.append(("refitted and healed, measured", final["loss"], after))
     points += [(f"rounded to {name}, measured", f["loss"], f["bytes"]) for name, f in held.get("rounding", {}).items()]
-    for name, loss, size in points:
+    for place, (name, loss, size) in enumerate(points):
         if loss > 0:
-            traces.append({"name": name, "mode": "markers", "marker": {"size": 11}, "x": [size], "y": [loss]})
+            marker = {"size": 11, "symbol": SYMBOLS[place % len(SYMBOLS)]}  # open: two may lie on one another
+            traces.append({"name": name, "mode": "markers", "marker": marker, "x": [size], "y": [loss]})
     return traces

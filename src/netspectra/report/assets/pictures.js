@@ -15,7 +15,7 @@ function inTheme(value) {
 function layoutInTheme(layout) {
   const themed = inTheme(layout);
   for (const key of Object.keys(themed).filter((name) => /^[xy]axis\d*$/.test(name))) {
-    themed[key] = { ...axisLook(), ...themed[key], exponentformat: "e", minorloglabels: "none" };
+    themed[key] = { ...axisLook(), ticklabelstandoff: 4, ...themed[key], exponentformat: "e", minorloglabels: "none" };
   }
   return themed;
 }

@@ -17,8 +17,8 @@ from netspectra.report.distillation_page import render_distillation
 from netspectra.verbs.compress.objective import Objective
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.distill.activity import Activity
-from netspectra.verbs.distill.student import best_layers, initial_state, shallower, share_of, shrunk_copy, stacks
 from netspectra.verbs.distill.stream import narrower
+from netspectra.verbs.distill.student import best_layers, initial_state, shallower, share_of, shrunk_copy, stacks
 from netspectra.verbs.distill.training import matched, train
 from netspectra.written import columns, write_by_suffix
 
@@ -234,8 +234,8 @@ class Distillation:
         """Initial numbers for a student of your own, whose modules have the teacher's names and smaller sizes.
 
         Args:
-            student: fewer layers in a stack, neurons, channels, heads, a narrower residual stream; only names, shapes and
-                what is tied are looked at.
+            student: fewer layers in a stack, neurons, channels, heads, a narrower residual stream; only names, shapes
+                and what is tied are looked at.
             kept: by stack, which of the teacher's layers; by default those whose absence costs most.
             progress: told what is done and its share.
 

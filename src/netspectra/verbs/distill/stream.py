@@ -201,9 +201,7 @@ def _summed(
         part = what(_normalized(norm, x, found.centred), x, norm)
         sums[name] = sums[name].add_(part) if name in sums else part
 
-    hooks = [
-        model.get_submodule(n).register_forward_pre_hook(lambda m, a, n=n: add(n, m, a)) for n in found.readers
-    ]
+    hooks = [model.get_submodule(n).register_forward_pre_hook(lambda m, a, n=n: add(n, m, a)) for n in found.readers]
     try:
         with untouched(model), torch.no_grad():
             for batch in batches:

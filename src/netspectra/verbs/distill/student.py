@@ -138,7 +138,7 @@ def initial_state(
 
     Layers that it lacks are those whose absence changes the teacher's output least; units are chosen one after another
     by what they tell of the reader's output, and a matrix that reads fewer units is the least-squares fit to the
-    teacher's. A narrower residual stream (norms of another size) is rotated to its principal directions, see `narrower`.
+    teacher's. A narrower residual stream (norms of another size) is rotated to its principal directions.
 
     Args:
         teacher: not changed.
