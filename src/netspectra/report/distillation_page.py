@@ -28,7 +28,10 @@ def render_distillation(document: Mapping[str, Any]) -> str:
     figures = [_shares(layers), _spectra(layers)]
     below = []
     if document.get("widths"):
-        rows = [[w["name"], w["kind"], w["width"], w["suggested"], w["tenth"]] for w in document["widths"]]
+        rows = [
+            [w["name"], w["kind"], w["width"], _interval(w["suggested"]), _interval(w["tenth"])]
+            for w in document["widths"]
+        ]
         head = ["chain", "units", "now", "for 1 % of the variance", "for 10 %"]
         below.append("<h2>How narrow it may become</h2>" + _table(head, rows))
     if document.get("likeness"):
@@ -104,11 +107,17 @@ def _likeness(pairs: Sequence[Mapping[str, Any]]) -> Any:
 
     rows = list(dict.fromkeys(one["teacher"] for one in pairs))
     columns = list(dict.fromkeys(one["student"] for one in pairs))
-    cells = {(one["teacher"], one["student"]): one["cka"] for one in pairs}
+    cells = {(one["teacher"], one["student"]): one for one in pairs}
+    grid = [[cells.get((a, b)) for b in columns] for a in rows]
     figure = _figure("Likeness of representations (debiased CKA), teacher by student", 320 + 18 * len(rows))
     figure.add_trace(
         go.Heatmap(
-            z=[[cells.get((a, b)) for b in columns] for a in rows],
+            z=[[one and one["cka"] for one in row] for row in grid],
+            customdata=[
+                [one and [one[key] for key in ("cosine", "chance", "k", "procrustes")] for one in row] for row in grid
+            ],
+            hovertemplate="teacher %{y}<br>student %{x}<br>CKA %{z:.3f}<br>cosine of %{customdata[2]} principal angles "
+            "%{customdata[0]:.2f} (chance %{customdata[1]:.2f})<br>Procrustes %{customdata[3]:.2f}<extra></extra>",
             x=[_label(name) for name in columns],
             y=[_label(name) for name in rows],
             zmin=0,

@@ -20,6 +20,7 @@ from netspectra.verbs.distill.activity import Activity
 from netspectra.verbs.distill.stream import narrower
 from netspectra.verbs.distill.student import best_layers, initial_state, shallower, share_of, shrunk_copy, stacks
 from netspectra.verbs.distill.training import matched, train
+from netspectra.verbs.distill.widths import Width
 from netspectra.written import columns, write_by_suffix
 
 __all__ = ["Distillation", "Expressivity", "Likeness", "Width"]
@@ -106,25 +107,6 @@ class Expressivity:
 
 
 @dataclass(frozen=True)
-class Width:
-    """How narrow one chain may become.
-
-    Attributes:
-        name: what `Distillation.student` calls it.
-        kind: neurons, channels, heads.
-        width: now.
-        suggested: the fewest units from which the reader's output follows linearly up to 1 % of its variance.
-        tenth: up to 10 %.
-    """
-
-    name: str
-    kind: str
-    width: int
-    suggested: int
-    tenth: int
-
-
-@dataclass(frozen=True)
 class Likeness:
     """How alike two modules' outputs are, a row a sample.
 
@@ -196,7 +178,7 @@ class Distillation:
             for stack, kept in self._depths(depth, progress).items():
                 base = shallower(base, stack, kept)
         if width is None:
-            widths: Any = {one.name: one.suggested for one in self.widths if one.kind != "heads"}
+            widths: Any = {one.name: int(one.suggested) for one in self.widths if one.kind != "heads"}
             if depth is not None:
                 kept_names = {name for name, _ in base.named_modules()}
                 widths = {name: k for name, k in widths.items() if name in kept_names}
@@ -266,7 +248,7 @@ class Distillation:
         found |= {
             "verb": "distill",
             "objective": self.objective.name,
-            "widths": [vars(one) for one in self.widths],
+            "widths": [one.to_dict() for one in self.widths],
             "likeness": [vars(one) for one in self.likeness],
         }
         return found
@@ -291,7 +273,7 @@ class Distillation:
         """Show ranks, widths and the best matches."""
         parts = [str(self.use)]
         if self.widths:
-            rows = [(w.name, w.kind, str(w.width), str(w.suggested), str(w.tenth)) for w in self.widths]
+            rows = [(w.name, w.kind, str(w.width), _short(w.suggested), _short(w.tenth)) for w in self.widths]
             parts.append(_columns([("narrower", "", "now", "for 1 %", "for 10 %"), *rows]))
         if self.likeness:
             best: dict[str, Likeness] = {}
