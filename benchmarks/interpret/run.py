@@ -27,8 +27,8 @@ from netspectra.linalg.product import product_svd
 from netspectra.live.vocabulary import vocabulary
 
 HERE = Path(__file__).parent
-HEADS, LAYERS = 9, 3
-NULL = 10_000  # with fewer no list of so many could be called coherent
+HEADS, LAYERS = 9, 3  # layers of each strength
+NULL = 20_000
 SEEDS = (10, 11, 12, 13, 14)  # none of them was looked at while the statistic was chosen
 STRENGTHS = (1.0, 2.0, 4.0)  # of the planted value, in the largest singular value of a head of noise
 TOPICS = (
@@ -63,27 +63,26 @@ def topics(rows: Tensor, words: Sequence[str], how: str) -> dict[str, tuple[Tens
     return found
 
 
-def noise(table_: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+def noise(table_: Tensor, draw: torch.Generator, layers: int = LAYERS) -> dict[str, Tensor]:
     """A decoder of random weights around a real token table."""
     d = table_.shape[1]
     found = {"model.embed_tokens.weight": table_}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             W = torch.randn(d, d, generator=draw) / d**0.5
             found[f"model.layers.{layer}.self_attn.{name}.weight"] = W
     return found
 
 
-def planted(
-    table_: Tensor, words: Sequence[str], how: str, strength: float, seed: int, null: int = NULL
-) -> dict[str, Any]:
+def planted(table_: Tensor, words: Sequence[str], how: str, strengths: Sequence[float], seed: int) -> Any:
     """Nearly half of the heads get a triplet that reads one topic and writes another: what is called coherent there.
 
-    A direction that is called coherent is right if one of its vectors is the planted one (cosine^2 above 1/2), a
-    neighbour of it above 1/10, else wrong. A topic is readable if its own direction lists five of its words in ten.
+    Three layers of each strength in one model. A direction that is called coherent is right if one of its vectors is
+    the planted one (cosine^2 above 1/2), a neighbour of it above 1/10, else wrong. A topic is readable if its own
+    direction lists five of its words in ten.
     """
     draw = torch.Generator().manual_seed(1000 + seed)
-    weights = noise(table_, draw)
+    weights = noise(table_, draw, LAYERS * len(strengths))
     unit = table_ / table_.norm(dim=1, keepdim=True)
     reads, writes = topics(unit, words, how), topics(table_, words, how)
     readable = [
@@ -94,33 +93,39 @@ def planted(
     d = table_.shape[1]
     each = d // HEADS
     top = 2.0 * (1 + (each / d) ** 0.5) * (each / d) ** 0.5  # about the largest singular value of a head of noise
-    for layer in range(LAYERS):
+    for layer in range(LAYERS * len(strengths)):
         for head in torch.randperm(HEADS, generator=draw)[: HEADS // 2].tolist():
             read, write = (names[i] for i in torch.randperm(len(names), generator=draw)[:2].tolist())
             inner = torch.randn(each, generator=draw)
             inner, rows = inner / inner.norm(), slice(head * each, (head + 1) * each)
-            size = (strength * top) ** 0.5
+            size = (strengths[layer // LAYERS] * top) ** 0.5
             V, O = (weights[f"model.layers.{layer}.self_attn.{n}_proj.weight"] for n in "vo")  # noqa: E741
             V[rows] += size * torch.outer(inner, reads[read][0])
             O[:, rows] += size * torch.outer(writes[write][0], inner)
             where[layer, head] = (read, write)
-    found = ns.interpret(weights, heads=HEADS, tokens=list(words), null=null, seed=seed)
-    row: dict[str, Any] = {"how": how, "strength": strength, "seed": seed, "directions": len(found)}
-    row |= {"planted": len(where), "called": len(found.coherent), "right": 0, "neighbours": 0, "wrong": []}
-    seen = set()
-    for one in found.coherent:
-        cosine = _cosine(weights, one, where, reads, writes, each)
-        if cosine > 0.5:
-            row["right"] += 1
-            seen.add((one.number, one.head))
-        elif cosine > 0.1:
-            row["neighbours"] += 1
-        else:
-            row["wrong"].append(
-                {"direction": one.name, "p": one.p, "words": [e.words for e in one.lists if e.coherent]}
-            )
+    found = ns.interpret(weights, heads=HEADS, tokens=list(words), null=NULL, seed=seed)
     legible = {place for place, (read, write) in where.items() if read in readable[0] or write in readable[1]}
-    return row | {"found": len(seen), "readable": len(legible), "found of readable": len(seen & legible)}
+    rows = []
+    for place, strength in enumerate(strengths):
+        mine = range(LAYERS * place, LAYERS * (place + 1))
+        row: dict[str, Any] = {"how": how, "strength": strength, "seed": seed, "right": 0, "neighbours": 0, "wrong": []}
+        row["directions"] = sum(one.number in mine for one in found)
+        seen = set()
+        called = [one for one in found.coherent if one.number in mine]
+        for one in called:
+            cosine = _cosine(weights, one, where, reads, writes, each)
+            if cosine > 0.5:
+                row["right"] += 1
+                seen.add((one.number, one.head))
+            elif cosine > 0.1:
+                row["neighbours"] += 1
+            else:
+                lists = [end.words for end in one.lists if end.coherent]
+                row["wrong"].append({"direction": one.name, "p": one.p, "words": lists})
+        here = {key for key in where if key[0] in mine}
+        row |= {"planted": len(here), "called": len(called), "found": len(seen)}
+        rows.append(row | {"readable": len(legible & here), "found of readable": len(seen & legible)})
+    return rows
 
 
 def _cosine(weights: Mapping[str, Tensor], one: Any, where: Any, reads: Any, writes: Any, each: int) -> float:
@@ -136,8 +141,7 @@ def _cosine(weights: Mapping[str, Tensor], one: Any, where: Any, reads: Any, wri
 
 
 def several(table_: Tensor, words: Sequence[str], how: str, strengths: Sequence[float], quick: bool) -> Any:
-    seeds = (99,) if quick else SEEDS
-    return [planted(table_, words, how, s, seed) for s in (strengths[-1:] if quick else strengths) for seed in seeds]
+    return [row for seed in ((99,) if quick else SEEDS) for row in planted(table_, words, how, strengths, seed)]
 
 
 def chance(table_: Tensor, words: Sequence[str], seed: int, null: int = NULL) -> dict[str, float]:

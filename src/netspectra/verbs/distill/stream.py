@@ -49,7 +49,7 @@ class Stream:
 
 def width_of(model: nn.Module) -> tuple[int, tuple[str, ...]]:
     """The size that most norms of a model have, and their names; 0 where it has none."""
-    sizes = {name: len(module.weight) for name, module in model.named_modules() if _is_norm(module)}
+    sizes = {name: len(cast(Tensor, m.weight)) for name, m in model.named_modules() if _is_norm(m)}
     if not sizes:
         return 0, ()
     width = max(Counter(sizes.values()).items(), key=lambda item: (item[1], item[0]))[0]
@@ -80,21 +80,27 @@ def stream_of(model: nn.Module, batch: Any) -> Stream:
     readers: dict[str, list[str]] = {name: [] for name in norms}
     modules = layers(model)
 
-    def note(name: str, args: tuple[Any, ...], y: Tensor) -> None:
-        made[y.data_ptr(), y.numel()] = name, y  # the tensor is kept, so that no other takes its place
-        norm, x = model.get_submodule(name), args[0]
-        _, gain, bias = _scaled(norm)
-        if not _close(_normalized(norm, x, centred) * gain + bias, y):
-            raise InputRefused(f"{name}: is a norm of another kind ({type(norm).__name__}); its stream stays as it is")
+    def note(name: str) -> Callable[..., None]:
+        def noted(norm: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+            made[y.data_ptr(), y.numel()] = name, y  # the tensor is kept, so that no other takes its place
+            _, gain, bias = _scaled(norm)
+            if not _close(_normalized(norm, args[0], centred) * gain + bias, y):
+                kind = type(norm).__name__
+                raise InputRefused(f"{name}: is a norm of another kind ({kind}); its stream stays as it is")
 
-    def look(name: str, args: tuple[Any, ...]) -> None:
-        x = args[0] if args else None
-        found = made.get((x.data_ptr(), x.numel())) if isinstance(x, Tensor) else None
-        if found is not None and name not in readers[found[0]]:
-            readers[found[0]].append(name)
+        return noted
 
-    handles = [model.get_submodule(n).register_forward_hook(lambda m, a, y, n=n: note(n, a, y)) for n in norms]
-    handles += [m.register_forward_pre_hook(lambda m, a, n=n: look(n, a)) for n, m in modules.items()]
+    def look(name: str) -> Callable[..., None]:
+        def looked(module: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0] if args else None
+            found = made.get((x.data_ptr(), x.numel())) if isinstance(x, Tensor) else None
+            if found is not None and name not in readers[found[0]]:
+                readers[found[0]].append(name)
+
+        return looked
+
+    handles = [model.get_submodule(n).register_forward_hook(note(n)) for n in norms]
+    handles += [m.register_forward_pre_hook(look(n)) for n, m in modules.items()]
     try:
         with untouched(model), torch.no_grad():
             before = main_output(call(model, few))
@@ -194,14 +200,17 @@ def _summed(
     sums: dict[str, Tensor] = {}
     now: Any = None
 
-    def add(name: str, norm: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0]
-        keep = token_mask(name, x.shape[:-1], now)
-        x = (x[keep] if keep is not None else x.reshape(-1, x.shape[-1])).detach().float().cpu()
-        part = what(_normalized(norm, x, found.centred), x, norm)
-        sums[name] = sums[name].add_(part) if name in sums else part
+    def add(name: str) -> Callable[..., None]:
+        def added(norm: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0]
+            keep = token_mask(name, x.shape[:-1], now)
+            x = (x[keep] if keep is not None else x.reshape(-1, x.shape[-1])).detach().float().cpu()
+            part = what(_normalized(norm, x, found.centred), x, norm)
+            sums[name] = sums[name].add_(part) if name in sums else part
 
-    hooks = [model.get_submodule(n).register_forward_pre_hook(lambda m, a, n=n: add(n, m, a)) for n in found.readers]
+        return added
+
+    hooks = [model.get_submodule(n).register_forward_pre_hook(add(n)) for n in found.readers]
     try:
         with untouched(model), torch.no_grad():
             for batch in batches:
@@ -220,7 +229,7 @@ def _cut(model: nn.Module, found: Stream, R: Tensor, fits: Mapping[str, Tensor])
     for name in found.writers:
         module = model.get_submodule(name)
         if isinstance(module, nn.Embedding):
-            made = copy.deepcopy(new.get_submodule(name))
+            made = copy.deepcopy(module)
             made.embedding_dim = k
             made.weight = _parameter(module.weight, module.weight.detach().double().cpu() @ R.mT)
         else:
@@ -240,7 +249,7 @@ def _cut(model: nn.Module, found: Stream, R: Tensor, fits: Mapping[str, Tensor])
                 turned = turned - turned.mean(1, keepdim=True) + (W @ offset)[:, None] / k
             made = fill_(resized(module, len(W), k), turned, None if bias is None else bias.detach().double())
             new.set_submodule(reader, made)
-        plain = copy.deepcopy(new.get_submodule(name))
+        plain: Any = copy.deepcopy(norm)
         plain.weight = _parameter(cast(Tensor, norm.weight), torch.ones(k))
         if isinstance(getattr(norm, "bias", None), Tensor):
             plain.bias = _parameter(cast(Tensor, norm.bias), torch.ones(k))

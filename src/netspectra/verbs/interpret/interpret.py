@@ -43,8 +43,8 @@ class InterpretOptions:
     words: int = 10
     layers: tuple[int, ...] | None = None
     kinds: tuple[Kind, ...] = ("ov", "qk", "mlp_in", "mlp_out")
-    null: int = 10_000
-    rate: float = 0.05
+    null: int = 20_000
+    rate: float = 0.02
     heads: int | None = None
     removals: int = 24
     seed: int = 0
