@@ -114,7 +114,9 @@ def _dense(words: Tensor, bits: int, count: int) -> Tensor:
 
     from netspectra.linalg.packing import unpack
 
-    return unpack(words.contiguous().view(torch.uint8)[:, : -(-count * bits // 8)], bits, count)
+    rows, width = words.shape
+    lying = words.contiguous().reshape(-1).view(torch.uint8).reshape(rows, 4 * width)  # one word a row has odd strides
+    return unpack(lying[:, : -(-count * bits // 8)], bits, count)
 
 
 # ---- compressed-tensors ------------------------------------------------------------------------------------------

@@ -158,8 +158,9 @@ def _diagnosis(path: AnyPath) -> str:
     """What a path that no reader claims most likely is, and what to do."""
     known = ", ".join(FORMATS)
     if path.is_dir():
-        if several := ", ".join(printable(file.name, 60) for file in _gguf_files(path)[:5]):
-            return f"the folder holds several GGUF files ({several}, ...); name one of them"
+        if several := _gguf_files(path):
+            held = ", ".join(printable(file.name, 60) for file in several[:5])
+            return f"the folder holds {len(several)} GGUF files ({held}{', ...' if len(several) > 5 else ''}); name one"
         names = sorted(child.name for child in path.iterdir())[:5]
         held = ", ".join(printable(name, 40) for name in names) or "nothing"
         return f"the folder holds no checkpoint of a known format ({known}); it holds {held}"
