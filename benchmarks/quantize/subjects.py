@@ -90,7 +90,7 @@ def smollm(quick: bool) -> Subject:
     texts, (count, tests) = topics(), (4, 2) if quick else (32, 16)
 
     def batches(some: list[str]) -> list[Any]:
-        return text_batches(sorted(some, key=len), words, model, size=8, longest=96)
+        return text_batches(sorted(some, key=len), words, model, size=2 if quick else 8, longest=96)
 
     def logits(network: nn.Module, batch: Any) -> Tensor:
         return network(**batch).logits[batch["attention_mask"].bool()].float()

@@ -227,6 +227,7 @@ class Rounded:
             "symmetric": coding.symmetric,
             "scale": str(coded.scale.dtype).removeprefix("torch."),
             "rank": int(size),
+            **_laid_out(site),
         }
 
     def fit(self, site: Site, size: int) -> dict[str, nn.Module]:
@@ -268,18 +269,28 @@ class Halves:
 
     def specs(self, site: Site, size: int) -> dict[str, Spec]:
         """The dtype."""
-        found = cast(Tensor, self._found(site, _Stored.of(site)).coded)
-        return {site.member.name: {"bits": 16, "dtype": str(found.dtype).removeprefix("torch.")}}
+        return {site.member.name: self._spec(site, self._found(site, _Stored.of(site)))}
+
+    def _spec(self, site: Site, found: _Found) -> Spec:
+        dtype = str(cast(Tensor, found.coded).dtype).removeprefix("torch.")
+        return {"bits": 16, "dtype": dtype, **_laid_out(site)}
 
     def fit(self, site: Site, size: int) -> dict[str, nn.Module]:
         """The rounded numbers."""
         found = self._found(site, _Stored.of(site))
-        spec = {"bits": 16, "dtype": str(cast(Tensor, found.coded).dtype).removeprefix("torch.")}
-        return {site.member.name: _filled(site, self.empty(site.member.module, spec), found)}
+        return {site.member.name: _filled(site, self.empty(site.member.module, self._spec(site, found)), found)}
 
     def empty(self, original: nn.Module, spec: Spec) -> CodedModule:
         """A module of 16-bit numbers."""
         return _empty(original, spec)
+
+
+def _laid_out(site: Site) -> Spec:
+    """What the shape of the codes does not say of that of the weight, for those who read the folder without a model."""
+    module = site.member.module
+    shape = cast(Tensor, module.weight).shape
+    kernel = {"kernel": list(shape[1:])} if len(shape) > 2 else {}
+    return kernel | ({"turned": True} if is_conv1d(module) else {})
 
 
 def _refuses(site: Site) -> str:
