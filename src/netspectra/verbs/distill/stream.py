@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.forms.factors import is_conv1d
 from netspectra.forms.resized import bias_of, fill_, resized
-from netspectra.linalg.features import least_squares
-from netspectra.linalg.moments import shrunk
 from netspectra.linalg.orthogonal import semi_orthogonal
 from netspectra.live.batches import call, main_output, selected
 from netspectra.live.untouched import untouched
@@ -26,7 +24,7 @@ from netspectra.verbs.compress.sites import matrix
 __all__ = ["Stream", "narrower", "stream_of", "width_of"]
 
 AGREE = 1e-3  # relative difference of outputs under which a rotated model is the same
-SHRINKAGE = 1e-4
+LEVELS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3, 1e6)  # of the ridge; the last are as good as none of the fit
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configs call the width of the stream
 
 
@@ -144,7 +142,7 @@ def narrower(
     """A copy whose residual stream has fewer dimensions.
 
         x' = R x,    R: the leading eigenvectors of  sum over norms of E[u u^T],  u = x / rms(x)
-        a reader  W diag(g) u  becomes  W diag(g) T u',    T = E[u u'^T] E[u' u'^T]^-1,  u' = x' / rms(x')
+        a reader  W diag(g) u  becomes  W diag(g) T u',    T: u about T u',  u' = x' / rms(x')
 
     One rotation for the whole stream, so the copy is of the same class, without adapters. LayerNorm keeps one dimension
     of the new stream for its mean; a bias of it goes through that dimension.
@@ -154,7 +152,7 @@ def narrower(
         batches: what it is called with.
         width: dimensions of the stream that stay.
         select: which directions; ``random`` to compare with.
-        refit: fit T; else R^T (to compare with).
+        refit: fit T (a ridge towards R^T, its strength by cross-validation); else R^T (to compare with).
         seed: of random directions.
         progress: told the share done.
 
@@ -182,15 +180,45 @@ def narrower(
     if refit:
         narrow = R.float()
 
-        def both(u: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
+        def halves(u: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
             v = _normalized(norm, x @ narrow.mT, found.centred)
-            return torch.cat([v.mT @ v, u.mT @ v]).double()
+            middle = (len(u) + 1) // 2  # rows are in the order of the samples
+            parts = ((u[:middle], v[:middle]), (u[middle:], v[middle:]))
+            return torch.stack([torch.cat([v.mT @ v, u.mT @ v]) for u, v in parts]).double()
 
-        for name, moments in _summed(model, found, batches, both).items():
-            A, B = moments[:width], moments[width:]
-            fits[name] = least_squares(shrunk(A, SHRINKAGE), B.mT).mT
+        fits = {name: _fit(both, R) for name, both in _summed(model, found, batches, halves).items()}
     progress(1.0)
     return _cut(model, found, R, fits)
+
+
+def _fit(moments: Tensor, R: Tensor) -> Tensor:
+    """T (d, k) such that u is about T u': ridge regression towards a multiple of R^T.
+
+        T = (B + l c R^T) (A + l I)^-1,    A = E[u' u'^T],  B = E[u u'^T],  c = tr(R B) / tr(A)
+
+    l is what predicts either half of the samples best from the other; few tokens leave T near c R^T.
+
+    Args:
+        moments: (2, k + d, k), of each half of the samples the sums of u' u'^T and below them of u u'^T.
+        R: (k, d).
+    """
+    k = len(R)
+    whole, halves = moments.sum(0), [half for half in moments if float(half[:k].trace()) > 0]
+    c = float((R @ whole[k:]).trace() / whole[:k].trace())
+    errors = torch.zeros(len(LEVELS), dtype=moments.dtype)
+    for mine, other in zip(halves, reversed(halves), strict=True):
+        for place, T in enumerate(_ridge(mine, R, c)):
+            errors[place] += ((T @ other[:k] - 2 * other[k:]) * T).sum() / other[:k].trace()
+    return _ridge(whole, R, c)[int(errors.argmin())] if len(halves) == 2 else c * R.mT
+
+
+def _ridge(moments: Tensor, R: Tensor, c: float) -> list[Tensor]:
+    """T at every one of `LEVELS`, which are shares of the mean variance."""
+    k = len(R)
+    values, vectors = torch.linalg.eigh(moments[:k])
+    levels = [share * float(values.sum()) / k for share in LEVELS]
+    turned, prior = moments[k:] @ vectors, c * R.mT @ vectors
+    return [(turned + level * prior) / (values.clamp_min(0) + level) @ vectors.mT for level in levels]
 
 
 def _summed(
