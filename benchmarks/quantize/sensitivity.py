@@ -103,4 +103,4 @@ def choice_weight(choice: Choice) -> Tensor:
     return weight.mT if getattr(module, "turned", False) else weight.flatten(1)
 
 
-__all__ = ["proxies", "sensitivities"]
+__all__ = ["choice_weight", "proxies", "sensitivities"]
