@@ -117,7 +117,11 @@ def section(found: Mapping[str, Any]) -> str:
     parts += [
         f"Rank correlation with the distance measured when a layer alone is rounded to {sense['form']}:",
         table(
-            ("predictor", "rho", "p"), [(n, f"{f['rho']:+.2f}", f"{f['p']:.2g}") for n, f in sense["features"].items()]
+            ("predictor", "rho", "p", "usual factor between it and the measured, but for a common one"),
+            [
+                (n, f"{f['rho']:+.2f}", f"{f['p']:.2g}", f"{f['factor']:.2f}" if "factor" in f else "")
+                for n, f in sense["features"].items()
+            ],
         ),
     ]
     parts += spectral(sense)
