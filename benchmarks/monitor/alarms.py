@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.monitor.trainings import FAULTS, KINDS, begun
 from benchmarks.results import table
 from netspectra import Monitor
+from netspectra.linalg.threads import threads
 
 WITHIN = 50  # steps
 HEALTHY = 400
@@ -17,11 +18,12 @@ ENDS = 0.0  # full spectra at begin and end tell of no fault
 
 def study(quick: bool, seeds: Sequence[int] = range(20)) -> dict[str, Any]:
     seeds = list(seeds)[:3] if quick else list(seeds)
-    return {
-        "seeds": seeds,
-        "faults": [faulty(name, seed) for name in FAULTS for seed in seeds],
-        "healthy": [healthy(list(KINDS)[seed % len(KINDS)], seed) for seed in seeds],
-    }
+    with threads(1):
+        return {
+            "seeds": seeds,
+            "faults": [faulty(name, seed) for name in FAULTS for seed in seeds],
+            "healthy": [healthy(list(KINDS)[seed % len(KINDS)], seed) for seed in seeds],
+        }
 
 
 def faulty(name: str, seed: int) -> dict[str, Any]:

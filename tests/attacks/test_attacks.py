@@ -207,6 +207,59 @@ def test_spoilt_findings_are_refused_or_exported(honest_run, tmp_path):
     assert 75 < refused < 150
 
 
+WATCHED = {
+    "looks that never end": ("DROP TABLE looks", "CREATE VIEW looks AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL"
+    " SELECT x + 1 FROM r) SELECT x AS step, 'cheap' AS what, 0 AS rank, x'00' AS numbers, '{}' AS notes FROM r"),
+    "half a look": ("UPDATE looks SET numbers = substr(numbers, 2)",),
+    "a look too long": ("UPDATE looks SET numbers = numbers || x'00000000'",),
+    "text for a look": ("UPDATE looks SET numbers = 'x'",),
+    "a look at no step": ("INSERT INTO looks VALUES (x'00', 'cheap', 0, x'00', '{}')",),
+    "notes that are none": ("UPDATE looks SET notes = '[]'",),
+    "notes of text": ("UPDATE looks SET notes = '{\"loss\": \"<b>\"}'",),
+    "deep notes": (f"UPDATE looks SET notes = '{'[' * 100_000}'",),
+    "an alarm that is none": ("INSERT INTO events VALUES (99, '{}')",),
+    "an alarm of a list": ("INSERT INTO events VALUES (99, '[1]')",),
+    "an alarm of bytes": ("INSERT INTO events VALUES (99, x'ff')",),
+    "a state that is none": ("UPDATE meta SET value = '{\"step\": \"x\"}' WHERE key = 'state'",),
+    "fewer weights": ("UPDATE meta SET value = '[]' WHERE key = 'watched'",),
+    "weights of text": ("UPDATE meta SET value = '[\"w\"]' WHERE key = 'watched'",),
+    "other signals": ("UPDATE meta SET value = '7' WHERE key = 'signals'",),
+    "a trigger": ("CREATE TRIGGER t AFTER INSERT ON looks BEGIN DELETE FROM looks; END",),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def watched_run(tmp_path_factory):
+    import torch
+
+    path = tmp_path_factory.mktemp("run") / "training.run"
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ns.Monitor(model, path, optimizer=optimizer, budget=None, every=1) as monitor:
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = model(torch.ones(3, 4)).square().mean()
+            loss.backward()
+            monitor.note(loss=loss)
+            optimizer.step()
+    return path
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_the_run_file_of_a_training_is_believed_field_by_field(name, watched_run, tmp_path):
+    from netspectra.timeline import Timeline
+
+    Timeline.read(watched_run).to_html()  # as it is, it is fine
+    path = tmp_path / "training.run"
+    shutil.copy(watched_run, path)
+    spoil_database(path, WATCHED[name])
+    began = time.process_time()
+    with pytest.raises(ns.InputRefused) as refusal:
+        Timeline.read(path).to_html()
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert time.process_time() - began < 2
+
+
 # ---- reports -------------------------------------------------------------------------------------------------------
 
 EVIL = (

@@ -10,7 +10,8 @@ import torch
 
 from netspectra.sources import open as open_source
 from netspectra.verbs.watch.alarms import Alarm
-from netspectra.verbs.watch.monitor import Sink, Watcher
+from netspectra.verbs.watch.book import Sink
+from netspectra.verbs.watch.monitor import Watcher
 from netspectra.verbs.watch.options import MonitorOptions
 
 __all__ = ["Monitor"]

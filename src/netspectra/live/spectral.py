@@ -29,7 +29,9 @@ class OperatorNorm(nn.Module):
         ||A v - s u|| / s
 
     is below ``slack``. Where ten steps do not get there, and after 100 looks, Golub-Kahan searches again. In eval
-    mode, and at the first call, the leading pair is converged to ``tolerance``. A weight that has not changed since is
+    mode, and at the first call, the leading pair is converged until its residual is below ``tolerance``. A pair that
+    is not the leading one passes only if its value is within ``tolerance sqrt(n)``, since a random start holds about
+    1 / sqrt(n) of the leading vector, and Lanczos only adds to it. A weight that has not changed since is
     not looked at again, so that a second forward costs one product. The vectors are not in the state dict: they follow
     from the weight. An average of them, vectors of another weight or none at all are only a start. Their random part
     comes from ``seed``, so that ranks agree.
@@ -45,7 +47,7 @@ class OperatorNorm(nn.Module):
     rows: Tensor
 
     def __init__(
-        self, linear_map: LinearMap, weight: Tensor, *, tolerance: float = 1e-4, slack: float = 0.02, seed: int = 0
+        self, linear_map: LinearMap, weight: Tensor, *, tolerance: float = 1e-5, slack: float = 0.02, seed: int = 0
     ) -> None:
         """Take the map and a weight of the right shape; nothing is computed yet."""
         super().__init__()

@@ -16,6 +16,7 @@ from netspectra.verbs.compress.options import CompressOptions
 __all__ = ["QuantizeOptions"]
 
 LEVELS = (16, 8, 4, 3, 2)
+CHECKED = 256  # samples along whose errors predictions are checked, at most
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class QuantizeOptions:
             objective=self.objective,
             probes=self.probes,
             spread=self.spread,
+            checked=CHECKED if self.weigh == "predicted" else 0,
             held_out=self.held_out,
             seed=self.seed,
             coding=self.coding,

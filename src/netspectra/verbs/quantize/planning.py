@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,18 +14,15 @@ from netspectra.forms.rounded import bits_of
 from netspectra.plan import Plan
 from netspectra.verbs.compress.allocate import Choice, Component, Option
 from netspectra.verbs.compress.calibrate import Calibration, samples_in
-from netspectra.verbs.compress.objective import Objective
 from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.replace import tried
 from netspectra.verbs.compress.workshop import Progress, Workshop
-from netspectra.verbs.quantize.along import losses_along
 from netspectra.verbs.quantize.options import QuantizeOptions
 
-__all__ = ["quantize", "shrunk"]
+__all__ = ["quantize"]
 
 USUAL = 4.25  # bits a weight: int4 with groups of 64, without zero points
-CHECKED = 256  # samples along whose errors predictions are checked, at most
 JUDGING = 64  # samples that measure a layer, at most
 MEASURED = (4, 3, 2)  # bits at which a layer is measured; others take the ratio of the nearest
 NO_DATA = (
@@ -79,9 +75,6 @@ def quantize(
         if options.weigh == "measured":
             shop.parts = _measured(shop, progress)
             notes.append("predictions are scaled by the loss measured when a layer alone is quantized")
-        if options.weigh == "predicted" and shop.weighed and shop.batches and shop.held is not None:
-            shop.parts, note = _checked(shop, shop.held.objective, options.seed, progress)
-            notes += note
         return notes
 
     return compress(
@@ -152,55 +145,3 @@ def _times(choices: Sequence[Choice], ratios: Mapping[int, float]) -> tuple[Choi
         return replace(choice, loss=choice.loss * ratios[nearest])
 
     return tuple(map(scaled, choices))
-
-
-def _checked(shop: Workshop, objective: Objective, seed: int, progress: Progress) -> tuple[list[Component], list[str]]:
-    """The same components, each layer's losses scaled to what its own error costs when tokens are not independent."""
-    references = {key: one for key, some in shop.choices.items() if (one := _reference(some)) is not None}
-    changed = {}
-    for choice in references.values():
-        [replacement] = shop.fit([Option((choice,), choice.cost, choice.loss)])
-        changed[replacement.name] = replacement.module
-    told = losses_along(
-        shop.model, shop.batches, objective, changed, samples=CHECKED, seed=seed,
-        progress=lambda share: progress("checking the predictions along the errors", share),
-    )  # fmt: skip
-    found = {key: told[one.site.member.name] for key, one in references.items() if one.site.member.name in told}
-    ratios = shrunk(
-        {key: (one.loss / references[key].loss, one.error / one.loss) for key, one in found.items() if one.loss > 0}
-    )
-    if not ratios:
-        return shop.parts, []
-    choices = {key: _times(some, {3: ratios[key]} if key in ratios else {}) for key, some in shop.choices.items()}
-    low, high = min(ratios.values()), max(ratios.values())
-    note = f"predictions were checked along each layer's own error, tokens together: times {low:.2g} to {high:.2g}"
-    return [replace(part, choices=choices, _hulls={}) for part in shop.parts], [note]
-
-
-def _reference(choices: Sequence[Choice]) -> Choice | None:
-    """The choice at which a site is checked: of the bits that allocations turn on, the first that there is."""
-    plain = {bits_of(choice.form): choice for choice in choices if not choice.size and choice.loss > 0}
-    return next((plain[bits] for bits in (3, 4, 2, 5, 6, 8) if bits in plain), None)
-
-
-def shrunk(ratios: Mapping[int, tuple[float, float]]) -> dict[int, float]:
-    """Ratios drawn towards their common mean, in logarithms, by as much as their errors say (empirical Bayes).
-
-        log r' = mean + (log r - mean) v / (v + e^2),    v = max(var(log r) - mean(e^2), 0)
-
-    Those with e of 1 or more say nothing of mean and variance.
-
-    Args:
-        ratios: by any key, each with its relative standard error e.
-
-    >>> {key: round(r, 2) for key, r in shrunk({1: (4.0, 0.1), 2: (1.0, 0.1), 3: (1.0, 9.0)}).items()}
-    {1: 3.97, 2: 1.01, 3: 1.98}
-    """
-    logs = {key: math.log(ratio) for key, (ratio, _) in ratios.items()}
-    telling = [key for key, (_, error) in ratios.items() if error < 1]
-    mean = sum(logs[key] for key in telling) / max(len(telling), 1)
-    spread = sum((logs[key] - mean) ** 2 for key in telling) / max(len(telling) - 1, 1)
-    noise = sum(ratios[key][1] ** 2 for key in telling) / max(len(telling), 1)
-    true = max(spread - noise, 0.0)
-    kept = {key: true / (true + error**2) if true else 0.0 for key, (_, error) in ratios.items()}
-    return {key: math.exp(mean + (value - mean) * kept[key]) for key, value in logs.items()}

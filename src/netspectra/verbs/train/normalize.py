@@ -37,7 +37,8 @@ class NormalizeOptions:
         gain: learn a positive factor a layer (``scale`` only).
         include: patterns of module names to take; none means all.
         exclude: patterns to leave out.
-        accuracy: relative error of a norm in eval mode.
+        accuracy: relative residual of the leading singular pair in eval mode, where the norm's own error is at most
+            about sqrt(n) times this, n being the inputs of the layer, however close the next value is.
     """
 
     target: float = 1.0
@@ -46,7 +47,7 @@ class NormalizeOptions:
     gain: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    accuracy: float = 1e-4
+    accuracy: float = 1e-5
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from netspectra.errors import EnvironmentFailure, InputRefused
-from netspectra.history import History, Look
-from netspectra.runfile import RunFile, record_row
-from netspectra.verbs.watch.alarms import RULES, Alarm, AlarmRaised, suspects
+from netspectra.errors import InputRefused
+from netspectra.history import Look
+from netspectra.runfile import record_row
+from netspectra.verbs.watch.alarms import RULES, Alarm, AlarmRaised, falling, suspects
+from netspectra.verbs.watch.book import Book, Sink
 from netspectra.verbs.watch.budget import Lane
 from netspectra.verbs.watch.followed import followed
 from netspectra.verbs.watch.looking import SIGNALS, Eyes
@@ -28,22 +28,13 @@ from netspectra.verbs.watch.shared import Mail, mail
 from netspectra.version import __version__
 from netspectra.weight import Selection, Source, Weight
 
-__all__ = ["Sink", "Watcher"]
+__all__ = ["Watcher"]
 
 # Of the budget, what each kind of look may take; a tenth is left for what surrounds them.
 SHARES = {"cheap": 0.65, "leading": 0.125, "spectra": 0.125}
 FULL_WITHOUT_BUDGET = 500  # steps between full spectra where neither budget nor steps are given
-FLUSH = 1.0  # seconds of findings that a kill can lose
 CALM = 3  # looks without a word after which an alarm has ended
 SILENT = 20  # looks that another process may be silent before its layers are taken over
-
-
-class Sink(Protocol):
-    """Where numbers go besides the run file; one with a ``close`` is closed with the monitor."""
-
-    def __call__(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Take the numbers of one look."""
-        ...
 
 
 class Watcher:
@@ -70,7 +61,7 @@ class Watcher:
         """Prepare; nothing is looked at or written before `start`."""
         self.options, self.alarms = options, list[Alarm]()
         self._model, self._source, self._path, self._resume = model, source, run, resume
-        self._sinks, self._on_alarm, self._optimizer = list(sinks), on_alarm, optimizer
+        self._book, self._on_alarm, self._optimizer = Book(sinks), on_alarm, optimizer
         self._watched = followed(model, source.weights, Selection(options.include, options.exclude))
         self._eyes = Eyes(model, self._watched, options)
         self._recent = Recent(
@@ -81,12 +72,10 @@ class Watcher:
         # what others do on this machine is not counted: on the CPU time is the thread's own
         on_cpu = all(p.device.type == "cpu" for held in self._watched for p in held.parameters)
         self._clock = time.thread_time if on_cpu else time.perf_counter
-        self._history: History | None = None
         self._mail: Mail | None = None
         self._hook: Any = None
         self._places: list[int] = []
         self._others: dict[int, int] = {}  # rank -> step of its last letter
-        self._active: dict[tuple[str, str], tuple[int, dict[str, Any], int]] = {}
         self._notes: dict[str, Any] = {}
         self._round: list[int] = []
         self._remembered: set[int] = set()
@@ -125,9 +114,9 @@ class Watcher:
             "spectra": Lane(self._spectrum_every(), math.inf if share is None else SHARES["spectra"] * share / world),
         }
         if self._path is not None and rank == 0:
-            step = self._open(Path(self._path), step)
+            step = self._book.open(Path(self._path), self._job(), self.options, step=step, resume=self._resume)
         self.steps, self._first, self._running = step, step, True
-        self._own, self._began, self._flushed, self._unpaid = 0.0, begun, time.monotonic(), 0.0
+        self._own, self._began, self._unpaid = 0.0, begun, 0.0
         for lane in self._lanes.values():
             lane.due = step + lane.every
         self._first_looks()
@@ -137,7 +126,7 @@ class Watcher:
         self._left = self._clock()
         self._aside = self._left - begun  # the begin and the end are beside the budget
         self._sleep()
-        self._flush(force=True)
+        self._book.flush(self.state, force=True)
 
     def _first_looks(self) -> None:
         """Look at everything once, and learn from a second time what that costs when it is no longer new."""
@@ -164,17 +153,10 @@ class Watcher:
                 if self._lanes["leading"].last != self.steps:
                     self._leading(self._places)
                 self._all_spectra()
-            for place, finding, seen in self._active.values():
-                if self._history and seen < self.steps:
-                    self._history.end_event(place, finding, seen)
+            self._book.end_alarms(self.steps)
             self._aside += self._clock() - begun
         finally:
-            self._flush(force=True)
-            if self._history is not None:
-                self._history.run.finish()
-            for sink in self._sinks:
-                if hasattr(sink, "close"):
-                    self._guarded(sink, sink.close)  # type: ignore[attr-defined]
+            self._book.close(self.state)
 
     # ---- every step --------------------------------------------------------------------------------------------
 
@@ -272,15 +254,15 @@ class Watcher:
             return
         self._take()
         self._recent.add(self.steps, numbers[:, 0], numbers[:, 1], numbers[:, 2])
-        if self._history:
-            self._history.add(Look(self.steps, "cheap", numbers, notes))
-        if self._sinks:
-            self._tell(numbers, notes)
+        self._lanes["cheap"].urgent = falling(self._recent)
+        self._book.add(Look(self.steps, "cheap", numbers, notes))
+        if self._book.has_sinks:
+            self._book.tell(self.steps, {**self._named(numbers), **notes})
         doubtful = [place for place in suspects(self._recent) if place in self._places]
         if doubtful:
             self._leading(doubtful, steps=4)
         self._raise_alarms()
-        self._flush()
+        self._book.flush(self.state)
 
     def _leading(self, places: Sequence[int], *, steps: int = 1) -> None:
         found = self._eyes.leading(places, steps=steps)
@@ -293,8 +275,8 @@ class Watcher:
         if self._recent.steps:
             self._recent.add_leading(self.steps, found)
             self._recent.add_norms(self.steps, self._eyes.norm_states())
-        if self._history and found:
-            self._history.add(Look(self.steps, "leading", numbers))
+        if found:
+            self._book.add(Look(self.steps, "leading", numbers))
 
     def _spectrum(self) -> None:
         """The full spectrum of the next weight of the round, charged by what it takes."""
@@ -312,7 +294,7 @@ class Watcher:
         lane.charge(seconds)
         if not self._round:
             lane.looked(self.steps, 0.0)
-        self._flush()
+        self._book.flush(self.state)
 
     def _update_spectrum(self) -> None:
         begun, place = self._clock(), self._awaited.pop()
@@ -328,8 +310,8 @@ class Watcher:
             row = record_row(position, record)
             if self._mail is not None and self._mail.rank:
                 self._send(row=list(row))
-            elif self._history:
-                self._history.add_row(row)
+            else:
+                self._book.add_row(row)
         return operations
 
     def _all_spectra(self) -> None:
@@ -352,26 +334,10 @@ class Watcher:
     # ---- alarms --------------------------------------------------------------------------------------------------
 
     def _raise_alarms(self) -> None:
-        new = []
-        for rule in RULES:
-            for alarm in rule.spoken(self._recent):
-                key = rule.name, alarm.name
-                if key in self._active:
-                    place, finding, _ = self._active[key]
-                    self._active[key] = place, finding, self.steps
-                else:
-                    finding = alarm.to_dict()
-                    place = self._history.add_event(finding) if self._history else -1
-                    self._active[key] = place, finding, self.steps
-                    new.append(alarm)
-        calm = CALM * max(self.options.every, self._lanes["cheap"].gap)
-        for key, (place, finding, seen) in list(self._active.items()):
-            if seen < self.steps - calm:
-                del self._active[key]
-                if self._history:
-                    self._history.end_event(place, finding, seen)
+        spoken = ((rule.name, alarm) for rule in RULES for alarm in rule.spoken(self._recent))
+        new = self._book.hear(spoken, self.steps, CALM * max(self.options.every, self._lanes["cheap"].gap))
         if new:
-            self._flush(force=True)
+            self._book.flush(self.state, force=True)
         for alarm in new:
             self.alarms.append(alarm)
             if self._on_alarm is not None:
@@ -380,19 +346,7 @@ class Watcher:
             if alarm.verdict.rule in self.options.raise_on or alarm.verdict.level in self.options.raise_on:
                 raise AlarmRaised(alarm)
 
-    # ---- where findings go -----------------------------------------------------------------------------------------
-
-    def _open(self, path: Path, step: int) -> int:
-        """Open the run file; gives the step to go on from."""
-        if path.exists() and not self._resume:
-            raise InputRefused(f"{path}: exists already. Name a new run file, or go on in it with resume=True")
-        run = RunFile.create_or_resume(path, self._job(), history=True)
-        self._history = History(run, self.options.history, self.options.megabytes * 1e6)
-        last = self._history.last
-        if last is not None:
-            step = step or last
-            self._history.forget_after(step)
-        return step
+    # ---- what it is and how far -----------------------------------------------------------------------------------
 
     def _job(self) -> dict[str, Any]:
         weights = [{"name": f.name, "kind": f.weight.kind, "shape": list(f.weight.shape)} for f in self._watched]
@@ -428,19 +382,7 @@ class Watcher:
             },
         }
 
-    def _flush(self, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if self._history is None or not (force or now - self._flushed > FLUSH):
-            return
-        self._flushed = now
-        try:
-            self._history.flush(self.state())
-        except EnvironmentFailure as wrong:
-            warnings.warn(f"the monitor stops recording, the training goes on: {wrong}", RuntimeWarning, stacklevel=2)
-            self._history.run.close()
-            self._history = None
-
-    def _tell(self, numbers: np.ndarray, notes: Mapping[str, float]) -> None:
+    def _named(self, numbers: np.ndarray) -> dict[str, float]:
         named = {
             f"{signal}/{held.name}": float(value)
             for held, row in zip(self._watched, numbers, strict=True)
@@ -450,16 +392,8 @@ class Watcher:
         for place, held in enumerate(self._watched):
             if math.isfinite(self._recent.rank[place]):
                 named[f"stable_rank/{held.name}"] = float(self._recent.rank[place])
-        named["alarms"] = float(len(self._active))
-        for sink in list(self._sinks):
-            self._guarded(sink, lambda sink=sink: sink(self.steps, {**named, **notes}))
-
-    def _guarded(self, sink: Sink, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as wrong:  # noqa: BLE001 - somebody else's code: a training is not lost for a tracker
-            warnings.warn(f"the monitor drops a sink, the training goes on: {wrong!r}", RuntimeWarning, stacklevel=2)
-            self._sinks.remove(sink)
+        named["alarms"] = float(self._book.standing)
+        return named
 
     # ---- other processes ---------------------------------------------------------------------------------------------
 
@@ -475,8 +409,7 @@ class Watcher:
             return
         for rank, letter in self._mail.take():
             if "row" in letter:
-                if self._history:
-                    self._history.add_row(tuple(letter["row"]))
+                self._book.add_row(tuple(letter["row"]))
                 continue
             step, what = letter["step"], letter["what"]
             self._others[rank] = step
@@ -486,8 +419,7 @@ class Watcher:
             elif self._recent.steps:
                 rows = {i: row[np.isfinite(row)] for i, row in enumerate(numbers) if np.isfinite(row).any()}
                 self._recent.add_leading(step, rows)
-            if self._history:
-                self._history.add(Look(step, what, numbers, rank=rank))
+            self._book.add(Look(step, what, numbers, rank=rank))
         patience = SILENT * max(self.options.every, self._lanes["cheap"].gap)
         for rank, step in list(self._others.items()):
             if step < self.steps - patience:

@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from netspectra.verbs.compress.along import losses_along
+from netspectra.verbs.compress.checked import shrunk
 from netspectra.verbs.compress.objective import Objective, as_objective
-from netspectra.verbs.quantize.along import losses_along
+from netspectra.verbs.compress.options import CompressOptions
+from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.quantize.options import QuantizeOptions
-from netspectra.verbs.quantize.planning import quantize, shrunk
+from netspectra.verbs.quantize.planning import quantize
 
 
 class Pooled(nn.Module):
@@ -102,3 +105,30 @@ def test_ratios_that_are_all_noise_become_one():
     assert len({round(r, 9) for r in found.values()}) == 1
     far = shrunk({0: (8.0, 0.1), 1: (0.125, 0.1), 2: (1.0, 0.1)})
     assert far[0] > 7.5 and far[1] < 0.14 and shrunk({}) == {}
+
+
+def test_a_plan_spares_what_costs_and_not_what_cancels():
+    """Both layers are of one shape; the errors of one cancel over the tokens."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.cancels, self.adds = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+
+        def forward(self, x):
+            return self.cancels(x[:, :, 0]).mean(1) + self.adds(x[:, :, 1]).mean(1)
+
+    model, g = Two(), torch.Generator().manual_seed(3)
+    x = torch.randn(256, 6, 2, 16, generator=g)
+    x[:, :, 0] -= x[:, :, 0].mean(1, keepdim=True)
+    x[:, :, 1] = x[:, :1, 1]
+    data = list(x.split(64))
+    sizes = {}
+    for checked in (0, 192):
+        plan, _ = compress(model, CompressOptions(keep=0.5, checked=checked, forms=("pivoted",)), data)
+        assert any("along" in note for note in plan.notes) == bool(checked)
+        sizes[checked] = {decision.site: decision.after.parameters for decision in plan}
+    assert sizes[0]["cancels"] > 32  # to the moments it matters
+    assert sizes[192]["cancels"] < sizes[0]["cancels"] and sizes[192]["adds"] > sizes[0]["adds"]
