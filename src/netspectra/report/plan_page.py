@@ -15,6 +15,7 @@ CAPTION = (
     "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, "
     "and samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
 )
+RAISED = "font-size:70%"  # the style attribute that the charts' library writes on exponents
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --quiet: #5b6675; --line: #d8dee6; --page: #fff; --bar: #3f6fb5; }
 @media (prefers-color-scheme: dark) {
@@ -32,7 +33,8 @@ th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px so
 td.number, th.number { text-align: right }
 td.reason { white-space: normal; min-width: 14rem; padding-left: .6rem; color: var(--quiet) }
 code { font-size: .92em } tr.left td { color: var(--quiet) }
-#frontier { height: 28rem } @media (max-width: 600px) { #frontier { height: 34rem } }
+#frontier { height: 28rem } @media (max-width: 600px) { #frontier { height: 34rem }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem } }
 """
 
 SCRIPT = """
@@ -72,7 +74,7 @@ def render_plan(document: Mapping[str, Any]) -> str:
 
     library = get_plotlyjs()
     traces = _traces(document)
-    policy = content_policy(scripts=(SCRIPT, library), styles=(STYLE, ""))
+    policy = content_policy(scripts=(SCRIPT, library), styles=(STYLE, ""), attributes=(RAISED,))
     stand_ins = "".join(f'<template id="{name}"></template>' for name in guarded_styles(library))
     picture = f'<h2>Size against loss</h2><div id="frontier"></div><p>{CAPTION}</p>' if traces else ""
     body = "\n".join(
@@ -101,7 +103,23 @@ def render_plan(document: Mapping[str, Any]) -> str:
 
 def _asked(options: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in options.items() if value not in (False, None, [], "")}
-    return html.escape(", ".join(f"{name} {json.dumps(value).strip(chr(34))}" for name, value in shown.items()))
+    return html.escape(", ".join(f"{name} {_plain(value)}" for name, value in shown.items()))
+
+
+def _plain(value: Any) -> str:
+    """A value of the options as people write it.
+
+    >>> _plain({"group": 64, "ranks": [0, 8], "weighed": True}), _plain(94016.0), _plain("int4")
+    ('(group 64, ranks 0 8, weighed)', '94016', 'int4')
+    """
+    if isinstance(value, Mapping):
+        some = {name: one for name, one in value.items() if one is not False}
+        return f"({', '.join(name if one is True else f'{name} {_plain(one)}' for name, one in some.items())})"
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return json.dumps(value).strip('"')
 
 
 def _cards(document: Mapping[str, Any]) -> str:
@@ -113,7 +131,7 @@ def _cards(document: Mapping[str, Any]) -> str:
             cards.append((f"{after:,}", f"{what} ({after / max(before, 1):.1%} of {before:,})"))
         if document.get("verb") == "quantize":
             bits = 8 * totals["selected_after"]["bytes"] / max(totals["selected_before"]["parameters"], 1)
-            cards.append((f"{bits:.2f}", "bits a number of the selected weights, scales included"))
+            cards.append((f"{bits:.2f}", "bits a number of the selected layers, scales and biases included"))
         else:
             kept = totals["selected_after"]["parameters"] / max(totals["selected_before"]["parameters"], 1)
             cards.append((f"{kept:.1%}", "of the selected weights kept"))
