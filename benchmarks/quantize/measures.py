@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.quantize.sensitivity import proxies, sensitivities
+from benchmarks.quantize.sensitivity import choice_weight, proxies, sensitivities
 from benchmarks.quantize.subjects import GROUP, Subject
 from netspectra.forms.rounded import bits_of
 from netspectra.linalg.rounding import Grid, compensated, group_of, nearest
@@ -275,6 +275,26 @@ def corrections(bench: Bench, rank: int = 16, bits: int = 3) -> list[dict[str, A
     return rows
 
 
+def bounds(bench: Bench, form: str = "int3", rank: int = 16) -> dict[str, float]:
+    """What a correction can recover of the predicted loss, summed over layers, as shares.
+
+    ``room``: of layers wide enough for it; ``codes``: of the errors' first directions in those, the most that any
+    correction of these codes recovers (Eckart & Young 1936); ``joint``: where codes are made for the correction.
+    """
+    whole, room, held, joint = 0.0, 0.0, 0.0, 0.0
+    for part in bench.parts:
+        sizes = {c.size: c for some in part.choices.values() for c in some if c.form == form}
+        whole += sizes[0].loss
+        if rank in sizes:
+            member = sizes[0].site.member
+            error = member.W - choice_weight(sizes[0])
+            _, _, s, energy = leading(error, member.A, member.G, rank)
+            room += sizes[0].loss
+            held += sizes[0].loss * float(s.sum()) / energy
+            joint += sizes[0].loss - sizes[rank].loss
+    return {"room": room / whole, "codes": held / whole, "joint": joint / whole}
+
+
 def trade(bench: Bench, form: str = "int3", rank: int = 16) -> list[dict[str, Any]]:
     """The bytes of a few bits with a correction everywhere, spent in other ways."""
     both = even(bench.parts, form, rank)
@@ -304,6 +324,7 @@ def measured(subject: Subject) -> dict[str, Any]:
         "allocations": allocations(bench),
         "roundings": roundings(bench),
         "corrections": corrections(bench),
+        "bounds": bounds(bench),
         "trade": trade(bench),
     }
 

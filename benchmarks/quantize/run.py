@@ -117,7 +117,11 @@ def section(found: Mapping[str, Any]) -> str:
     parts += [
         f"Rank correlation with the distance measured when a layer alone is rounded to {sense['form']}:",
         table(
-            ("predictor", "rho", "p"), [(n, f"{f['rho']:+.2f}", f"{f['p']:.2g}") for n, f in sense["features"].items()]
+            ("predictor", "rho", "p", "usual factor between it and the measured, but for a common one"),
+            [
+                (n, f"{f['rho']:+.2f}", f"{f['p']:.2g}", f"{f['factor']:.2f}" if "factor" in f else "")
+                for n, f in sense["features"].items()
+            ],
         ),
     ]
     parts += spectral(sense)
@@ -139,6 +143,12 @@ def section(found: Mapping[str, Any]) -> str:
              for one in found["corrections"]]  # fmt: skip
     parts += ["A correction of rank 16 on 3 bits, by what its error is measured in:",
               table(("rounding", "correction", *sets), lines)]  # fmt: skip
+    can = found["bounds"]
+    parts.append(
+        f"Layers wide enough for rank 16 have {can['room']:.1%} of the predicted loss of int3, compensated. The first "
+        f"16 directions of their errors hold {can['codes']:.1%} of it, the most that a correction of these codes can "
+        f"recover; codes and corrections made for one another: {can['joint']:.1%}."
+    )
     lines = [(one["way"], f"{one['bytes']:,}", *cells(one, found["trade"][0])) for one in found["trade"]]
     parts += ["More bits, or a correction:", table(("way", "bytes", *sets), lines)]
     return "\n\n".join(parts)

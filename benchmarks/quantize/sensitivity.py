@@ -53,7 +53,11 @@ def correlation(values: Sequence[float], measured: Sequence[float]) -> dict[str,
     if len(set(values)) < 2:
         return {"rho": 0.0, "p": 1.0}
     rho = spearmanr(values, measured)
-    return {"rho": float(rho.statistic), "p": float(rho.pvalue)}
+    found = {"rho": float(rho.statistic), "p": float(rho.pvalue)}
+    ratios = [a / b for a, b in zip(measured, values, strict=True) if a > 0 and b > 0]
+    if len(ratios) == len(measured) and len(ratios) > 1:  # how far off one of them usually is, but for a common factor
+        found["factor"] = float(np.exp(np.std(np.log(ratios), ddof=1)))
+    return found
 
 
 def chance(features: Sequence[Sequence[float]], measured: Sequence[float]) -> dict[str, float]:
@@ -103,4 +107,4 @@ def choice_weight(choice: Choice) -> Tensor:
     return weight.mT if getattr(module, "turned", False) else weight.flatten(1)
 
 
-__all__ = ["proxies", "sensitivities"]
+__all__ = ["choice_weight", "proxies", "sensitivities"]

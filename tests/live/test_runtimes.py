@@ -276,6 +276,10 @@ def test_gguf_is_read_by_its_library_and_by_ours(tmp_path):
     again = ns.load(tmp_path / "m")  # the folder holds one GGUF file
     for name, module in coded_modules(model).items():
         assert torch.equal(again.get_submodule(name).weight.float(), module.rounded(torch.float32))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", gguf_file="model.gguf")
+    for name, module in coded_modules(model).items():
+        assert torch.equal(theirs.get_submodule(name).weight, module.rounded(torch.float32))
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-2, atol=1e-3)  # the tables are F16 there
     lines = (tmp_path / "m" / "llama-quantize.txt").read_text().splitlines()
     assert len(lines) == len(coded_modules(model))
     assert all(line.startswith("--tensor-type blk\\.") for line in lines)

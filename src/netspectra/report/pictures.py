@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "INKS", "html_page"]
 
+RAISED = "font-size:70%"  # the style attribute that the charts' library writes on exponents
 SCRIPTS = ("text.js", "theme.js", "plots.js", "pictures.js")
 # A figure is made in the colours of the light theme; on a page each stands for its name in the style sheet.
 COLOURS = {
@@ -60,13 +61,13 @@ def html_page(title: str, body: str, figures: Sequence[go.Figure], below: str = 
         title=html.escape(title),
         styles=("report.css", "pictures.css"),
         library=library,
-        attributes=heatmap_styles(library) if cells else (),
+        attributes=[*(heatmap_styles(library) if cells else ()), RAISED],
     )
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
     """A figure's traces and layout without the library's own theme, its title apart."""
-    found = json.loads(figure.to_json())
+    found = json.loads(str(figure.to_json()))
     layout = found["layout"]
     layout.pop("template", None)
     title = layout.pop("title", {}).get("text", "")

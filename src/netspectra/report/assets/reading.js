@@ -82,7 +82,7 @@ const reading = (() => {
       const [ink, end] = [dataColour(3), Math.min(rounding.value, density.to)];
       shapes.push({ type: "rect", x0: 0, x1: end, yref: "paper", y0: 0, y1: 1, line: { width: 0 }, fillcolor: faded(ink, 0.14), layer: "below" });
       if (rounding.value <= density.to) shapes.push(upright(rounding.value, ink, "solid", 1.6));
-      annotations.push(label(end / 2, "rounding", ink, { xanchor: "center", yanchor: "top", y: 0.99 }));
+      annotations.push(label(0, "rounding", ink, { xshift: 3, yanchor: "top", y: 0.99 }));
     }
     const spikes = spectrum.values.filter((value) => value !== null && value > limit && value <= density.to);
     if (spikes.length) {

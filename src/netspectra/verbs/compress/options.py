@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.forms.rounded import Coding
+from netspectra.forms.codes import Coding
 from netspectra.methods import METHODS
 
 __all__ = ["CompressOptions"]

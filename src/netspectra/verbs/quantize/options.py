@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.forms.rounded import BITS, Coding
+from netspectra.forms.codes import BITS, Coding
 from netspectra.verbs.compress.options import CompressOptions
 
 __all__ = ["QuantizeOptions"]
