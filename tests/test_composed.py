@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 
 import netspectra as ns
 from netspectra.composed.codes import nibbles, unpacked
+from netspectra.linalg.packing import pack
 from netspectra.views import Context, view
 from netspectra.weight import InMemory, TensorRef
 
@@ -222,6 +223,16 @@ def test_nibbles_round_trip(codes):
     assert nibbles(packed_bytes, len(codes)).tolist() == codes
 
 
+def dense(codes, bits, axis):
+    """Words with no bits between the codes, by arithmetic on whole Python numbers: a row is one large number."""
+    array = np.moveaxis(codes.numpy().astype(object), axis, 1)
+    count = -(-array.shape[1] * bits // 32)
+    rows = [sum(int(code) << (bits * j) for j, code in enumerate(row)) for row in array]
+    words = [[(row >> (32 * k)) & (2**32 - 1) for k in range(count)] for row in rows]
+    signed = np.array([[word - 2**32 if word >= 2**31 else word for word in row] for row in words], dtype=np.int64)
+    return torch.from_numpy(np.moveaxis(signed, 1, axis).astype(np.int32).copy())
+
+
 def compressed_config(bits, symmetric=True, **more):
     weights = {"num_bits": bits, "symmetric": symmetric, "type": "int", **more}
     return {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": weights}}}}
@@ -272,6 +283,14 @@ def test_pack_quantized_as_the_library_writes_it(bits, symmetric, group):
     assert torch.allclose(whole, want.float(), atol=1e-6)
 
 
+def test_zero_points_of_a_single_word_a_column():
+    codes, zeros, scale = torch.randint(0, 16, (6, 20)), torch.randint(0, 16, (6, 2)), torch.rand(6, 2)
+    tensors = {"a.weight_packed": packed(codes, 4, 1), "a.weight_scale": scale,
+               "a.weight_zero_point": packed(zeros, 4, 0), "a.weight_shape": torch.tensor([6, 20])}  # fmt: skip
+    _, whole = one(tensors, compressed_config(4, False))
+    assert torch.allclose(whole, (codes - zeros.repeat_interleave(10, 1)) * scale.repeat_interleave(10, 1))
+
+
 def test_pack_quantized_refusals():
     words, scale = torch.zeros(4, 2, dtype=torch.int32), torch.ones(4, 1)
     base = {"weight_packed": words, "weight_scale": scale}
@@ -290,6 +309,108 @@ def test_pack_quantized_refusals():
         assert refused(base, {"quantization_config": {"config_groups": wrong}})
 
 
+@pytest.mark.parametrize("named", [["b", "a"], ["re:.*a$"], ["re:^a$", "Linear"]])
+def test_the_number_of_bits_is_that_of_the_groups_that_names_the_module(named):
+    codes, scale = torch.randint(0, 16, (3, 6)), torch.rand(3, 1)  # 6 codes of 4 or of 5 bits fill one word alike
+    tensors = {"a.weight_packed": dense(codes, 4, 1), "a.weight_scale": scale, "a.weight_shape": torch.tensor([3, 6])}
+    weights = [{"num_bits": bits, "symmetric": True, "type": "int"} for bits in (4, 5)]
+    groups = {"g": {"targets": named, "weights": weights[0]}, "h": {"targets": ["c"], "weights": weights[1]}}
+    weight, whole = one(tensors, {"quantization_config": {"config_groups": groups}})
+    assert weight.dtype == "int4 with scales" and torch.allclose(whole, (codes - 8) * scale)
+    groups["g"]["targets"] = ["re:(a+)+", 3, "re:("]
+    assert "2 of the config" in refused(tensors, {"quantization_config": {"config_groups": groups}})
+
+
+# ---- a byte a number, or netspectra's own -----------------------------------------------------------------------
+
+
+def own(bits=3, group=4, rows=6, groups=3, rank=0, **spec):
+    g = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (rows, groups * group), generator=g).to(torch.uint8)
+    zero = torch.randint(0, 2**bits, (rows, groups), generator=g).to(torch.uint8)
+    scale = torch.rand(rows, groups, generator=g).half()
+    tensors = {"a.codes": pack(codes, bits), "a.scale": scale, "a.zero": pack(zero, bits)}
+    want = (codes.float() - zero.float().repeat_interleave(group, 1)) * scale.float().repeat_interleave(group, 1)
+    if rank:
+        left, right = torch.randn(rows, rank).half(), torch.randn(rank, groups * group).half()
+        tensors |= {"a.left": left, "a.right": right}
+        want = want + left.float() @ right.float()
+    told = {"bits": bits, "group": group, "symmetric": False, "scale": "float16", "rank": rank, **spec}
+    return tensors, {"netspectra": {"a": told}}, want
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_our_own_codes(bits, rank):
+    tensors, config, want = own(bits, rank=rank)
+    weight, whole = one(tensors, config)
+    assert weight.name == "a.weight" and weight.dtype.startswith(f"int{bits} in groups of 4")
+    assert torch.equal(whole, want)
+
+
+def test_our_own_kernels_turned_layers_and_halves():
+    tensors, config, want = own(kernel=[3, 2, 2])
+    weight, whole = one(tensors, config)
+    assert weight.kind == "conv2d" and torch.equal(whole, want.reshape(6, 3, 2, 2))
+    assert torch.equal(one(*own(turned=True)[:2])[1], want.mT)
+    half = torch.randn(6, 8).bfloat16()
+    weight, whole = one({"a.codes": half}, {"netspectra": {"a": {"bits": 16, "dtype": "bfloat16"}}})
+    assert weight.name == "a.weight" and torch.equal(whole, half.float())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bits": 9}, {"bits": "3"}, {"bits": 4}, {"group": 0}, {"group": 5}, {"group": 2**60}, {"kernel": [3, 3]},
+     {"kernel": "x"}, {"kernel": [-3, -4]}, {"kernel": [True, 12]}],
+)  # fmt: skip
+def test_our_own_manifest_that_lies(wrong):
+    tensors, config, _ = own(**wrong) if "bits" not in wrong and "group" not in wrong else own()
+    config["netspectra"]["a"] |= wrong
+    assert refused(tensors, config)
+
+
+def test_our_own_pieces_that_do_not_fit():
+    tensors, config, _ = own(rank=2)
+    for name in ("a.scale", "a.left", "a.right"):
+        assert refused({key: value for key, value in tensors.items() if key != name}, config)
+    for name, value in (("a.left", torch.ones(6, 3)), ("a.zero", torch.ones(6, 3)), ("a.scale", torch.ones(5, 3))):
+        assert refused({**tensors, name: value}, config)
+    weights, _ = opened({"a.codes": torch.rand(4, 4), "a.scale": torch.rand(4, 4)}, {"netspectra": {"b": {}}})
+    assert [w.name for w in weights] == ["a.codes", "a.scale"]  # of somebody else
+
+
+@pytest.mark.parametrize("shape,scale", [((6, 8), (6, 2)), ((6, 8), (6, 1)), ((6, 8), ()), ((6, 8), (3, 2)),
+                                         ((6, 4, 3, 3), (6, 2, 1, 1)), ((6, 4, 3, 3), (6, 1, 1, 1))])  # fmt: skip
+def test_torchaos_bytes(shape, scale):
+    codes, s = torch.randint(-8, 8, shape, dtype=torch.int8), torch.rand(scale)
+    zero = torch.randint(-8, 8, scale, dtype=torch.int8)
+    tensors = {"a._weight_qdata": codes, "a._weight_scale": s, "a._weight_zero_point": zero}
+
+    def wide(x):
+        rows, columns = (x.shape[0], x.shape[1]) if x.dim() else (1, 1)
+        grid = x.reshape(rows, columns, *(1 for _ in shape[2:]))
+        return grid.repeat_interleave(shape[0] // rows, 0).repeat_interleave(shape[1] // columns, 1)
+
+    weight, whole = one(tensors)
+    assert (weight.name, weight.dtype) == ("a.weight", "int8 with scales")
+    assert torch.allclose(whole, (codes.float() - wide(zero).float()) * wide(s))
+    told = {"fqn_to_config": {"a": {"_data": {"weight_dtype": {"_data": "int4"}}}}}
+    config = {"quantization_config": {"quant_type": {"default": {"_data": told}}}}
+    assert one(tensors, config)[0].dtype == "int4 with scales"
+
+
+def test_torchaos_layouts_that_are_not_read():
+    codes, s = torch.zeros(6, 8, dtype=torch.int8), torch.ones(6, 1)
+    base = {"a._weight_qdata": codes, "a._weight_scale": s}
+    assert one(base)
+    assert "read are those" in refused({**base, "a._weight_qdata": codes.to(torch.uint8)})
+    assert "read are those" in refused({**base, "a._weight_act_pre_scale": s})
+    assert "read are those" in refused({**base, "a._weight_scale": s.to(torch.float8_e8m0fnu)})
+    assert "missing" in refused({"a._weight_qdata": codes})
+    assert "for codes of" in refused({**base, "a._weight_scale": torch.ones(6, 3)})
+    assert "for codes of" in refused({**base, "a._weight_zero_point": torch.zeros(5, 1, dtype=torch.int8)})
+
+
 def test_group_numbers_out_of_range_are_refused_when_read():
     tensors = {"weight_packed": torch.zeros(4, 2, dtype=torch.int32), "weight_scale": torch.ones(4, 2),
                "weight_g_idx": torch.full((16,), 9).int()}  # fmt: skip
@@ -299,15 +420,15 @@ def test_group_numbers_out_of_range_are_refused_when_read():
     assert "group numbers" in measure(weights[0], AnalyzeOptions()).reason
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("form,offset", [("gptq", 1), ("gptq_v2", 0)])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_gptq(bits, form, offset, ordered):
-    n, m, groups = 32, 16, 4
+    n, m, groups = 32, 32 if bits == 3 else 16, 4
     codes, zeros = torch.randint(0, 2**bits, (n, m)), torch.randint(offset, 2**bits, (groups, m))
     scales = torch.rand(groups, m).half()
     order = torch.randperm(n) % groups if ordered else torch.arange(n) // (n // groups)
-    tensors = {"a.qweight": packed(codes, bits, 0), "a.qzeros": packed(zeros - offset, bits, 1), "a.scales": scales}
+    tensors = {"a.qweight": dense(codes, bits, 0), "a.qzeros": dense(zeros - offset, bits, 1), "a.scales": scales}
     if ordered:
         tensors["a.g_idx"] = order.int()
     config = {"quantization_config": {"quant_method": "gptq", "bits": bits, "checkpoint_format": form}}

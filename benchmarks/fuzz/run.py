@@ -49,7 +49,7 @@ def ending(path: Path, target: Path) -> str:
         source = ns.open(path)
         tuple(weight.shape for weight in source.weights)
         loaded = 0
-        for ref in source.tensors:
+        for ref in (*source.tensors, *(weight.part.ref for weight in source.weights)):  # as stored, and composed
             if not ref.problem and ref.nbytes < SMALL and loaded < LOADED:
                 loaded += ref.nbytes
                 ref.load()

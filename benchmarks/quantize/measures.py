@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
+from benchmarks.quantize.sensitivity import choice_weight, proxies, sensitivities
 from benchmarks.quantize.subjects import GROUP, Subject
 from netspectra.forms.rounded import bits_of
 from netspectra.linalg.rounding import Grid, compensated, group_of, nearest
@@ -129,50 +129,6 @@ class Bench:
                         self.members[name].module.bias.copy_(bias)
 
 
-# ---- sensitivity -------------------------------------------------------------------------------------------------
-
-
-def sensitivities(bench: Bench, form: str = "int3") -> dict[str, Any]:
-    """Rank correlation of each predictor with the loss measured when a layer alone is rounded."""
-    measured, features = [], {"sigma_1 squared": [], "stable rank": [], "weight error": [], "activations only": [],
-                              "predicted": []}  # fmt: skip
-    for part in bench.parts:
-        [choice] = [c for some in part.choices.values() for c in some if c.form == form and not c.size]
-        measured.append(statistics.fmean(bench.judged([Option((choice,), choice.cost, choice.loss)]).values()))
-        for name, value in proxies(choice).items():
-            features[name].append(value)
-    found = {}
-    for name, values in features.items():
-        rho = spearmanr(values, measured)
-        found[name] = {"rho": float(rho.statistic), "p": float(rho.pvalue)}
-    return {"form": form, "layers": len(measured), "features": found}
-
-
-def proxies(choice: Choice) -> dict[str, float]:
-    """What the allocations go by, for one layer at one number of bits."""
-    member = choice.site.member
-    s = torch.linalg.svdvals(member.W)
-    step = 4.0 ** -bits_of(choice.form)
-    error = member.W - choice_weight(choice)
-    A = member.A
-    under = error if A is None else error @ A
-    return {
-        "sigma_1 squared": float(s[0]) ** 2 * step,
-        "stable rank": float(s.square().sum() / s[0].square()) * step,
-        "weight error": float(error.square().sum()),
-        "activations only": float((error * under).sum()) * member.positions,
-        "predicted": choice.loss,
-    }
-
-
-def choice_weight(choice: Choice) -> Tensor:
-    from netspectra.forms import FORMS
-
-    module = FORMS[choice.form].fit(choice.site, choice.size)[choice.site.member.name]
-    weight = module.weight.detach().double()
-    return weight.mT if getattr(module, "turned", False) else weight.flatten(1)
-
-
 # ---- allocations -------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +151,14 @@ def allocations(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[d
         same = even(bench.parts, form)
         limit = Budget("bytes", bytes_of(same))
         made = {"the same bits everywhere": same}
-        for name in ("sigma_1 squared", "stable rank", "weight error", "activations only", "predicted"):
+        for name in (
+            "sigma_1 squared",
+            "stable rank",
+            "weight error",
+            "activations only",
+            "moments alone",
+            "predicted",
+        ):
             made[name] = allocate(weighed(bench.parts, proxy(name)), limit)
         made["measured"] = allocate(weighed(bench.parts, lambda c: measured[id(c.site), c.form]), limit)
         made["predicted, with corrections"] = allocate(bench.parts, limit)
@@ -312,6 +275,26 @@ def corrections(bench: Bench, rank: int = 16, bits: int = 3) -> list[dict[str, A
     return rows
 
 
+def bounds(bench: Bench, form: str = "int3", rank: int = 16) -> dict[str, float]:
+    """What a correction can recover of the predicted loss, summed over layers, as shares.
+
+    ``room``: of layers wide enough for it; ``codes``: of the errors' first directions in those, the most that any
+    correction of these codes recovers (Eckart & Young 1936); ``joint``: where codes are made for the correction.
+    """
+    whole, room, held, joint = 0.0, 0.0, 0.0, 0.0
+    for part in bench.parts:
+        sizes = {c.size: c for some in part.choices.values() for c in some if c.form == form}
+        whole += sizes[0].loss
+        if rank in sizes:
+            member = sizes[0].site.member
+            error = member.W - choice_weight(sizes[0])
+            _, _, s, energy = leading(error, member.A, member.G, rank)
+            room += sizes[0].loss
+            held += sizes[0].loss * float(s.sum()) / energy
+            joint += sizes[0].loss - sizes[rank].loss
+    return {"room": room / whole, "codes": held / whole, "joint": joint / whole}
+
+
 def trade(bench: Bench, form: str = "int3", rank: int = 16) -> list[dict[str, Any]]:
     """The bytes of a few bits with a correction everywhere, spent in other ways."""
     both = even(bench.parts, form, rank)
@@ -337,10 +320,11 @@ def measured(subject: Subject) -> dict[str, Any]:
         "weights": weights,
         "layers": len(bench.members),
         "cpu_seconds_to_plan": bench.seconds,
-        "sensitivity": sensitivities(bench),
+        "sensitivity": sensitivities(bench.parts, bench.judged),
         "allocations": allocations(bench),
         "roundings": roundings(bench),
         "corrections": corrections(bench),
+        "bounds": bounds(bench),
         "trade": trade(bench),
     }
 

@@ -27,7 +27,7 @@ def mean(distance: Mapping[str, float]) -> float:
 
 def page(subjects: Mapping[str, Mapping[str, Any]]) -> str:
     """The findings as Markdown."""
-    return "\n\n".join([marks(subjects), *(section(found) for found in subjects.values())])
+    return "\n\n".join([marks(subjects), negative(subjects), *(section(found) for found in subjects.values())])
 
 
 def row(found: Mapping[str, Any], part: str, **wanted: Any) -> Mapping[str, Any]:
@@ -59,6 +59,41 @@ def marks(subjects: Mapping[str, Mapping[str, Any]]) -> str:
     return "Distances are means over the test sets of each model.\n\n" + table(head, lines)
 
 
+def negative(subjects: Mapping[str, Mapping[str, Any]]) -> str:
+    """Weight-only features against data-aware predictions, one line a model."""
+    lines = []
+    for found in subjects.values():
+        sense = found["sensitivity"]
+        luck, own = sense["chance"], sense["features"]
+        best = max(sense["spectral"], key=lambda name: abs(sense["spectral"][name]["rho"]))
+        lines.append(
+            (
+                found["name"], sense["layers"], *(f"{own[name]['rho']:+.2f}" for name in own if name != "predicted"),
+                f"{best} {sense['spectral'][best]['rho']:+.2f}", f"{luck['by_chance']:.2f}", f"{luck['p']:.2g}",
+                f"{own['predicted']['rho']:+.2f} ({own['predicted']['p']:.1g})",
+            )
+        )  # fmt: skip
+    names = [name for name in next(iter(subjects.values()))["sensitivity"]["features"] if name != "predicted"]
+    head = ("model", "matrices", *names, "best of all spectral features", "that chance reaches (95 %)",
+            "p of the best", "predicted (p)")  # fmt: skip
+    return (
+        "Does a weight's own spectrum say how many bits it needs? Rank correlations with the distance measured when a "
+        "layer alone is rounded to int3. The best of many features must be compared with the best that shuffled losses "
+        "give; a sign that differs from model to model predicts nothing.\n\n" + table(head, lines)
+    )
+
+
+def spectral(sense: Mapping[str, Any]) -> list[str]:
+    """Every feature of the weights' spectra."""
+    lines = [(n, f"{f['rho']:+.2f}", f"{f['p']:.2g}") for n, f in sense["spectral"].items()]
+    luck = sense["chance"]
+    return [
+        f"The same for each of {luck['features']} metrics of the spectrum alone; the largest |rho| is "
+        f"{luck['largest']:.2f}, shuffled losses reach {luck['by_chance']:.2f} in one of 20 draws (p {luck['p']:.2g}):",
+        table(("metric", "rho", "p of it alone"), lines),
+    ]
+
+
 def allocated(found: Mapping[str, Any], budget: str, name: str) -> float:
     """Mean distance of the first allocation whose name begins so."""
     rows = (one for one in found["allocations"] if one["budget"] == budget and one["allocation"].startswith(name))
@@ -82,9 +117,14 @@ def section(found: Mapping[str, Any]) -> str:
     parts += [
         f"Rank correlation with the distance measured when a layer alone is rounded to {sense['form']}:",
         table(
-            ("predictor", "rho", "p"), [(n, f"{f['rho']:+.2f}", f"{f['p']:.2g}") for n, f in sense["features"].items()]
+            ("predictor", "rho", "p", "usual factor between it and the measured, but for a common one"),
+            [
+                (n, f"{f['rho']:+.2f}", f"{f['p']:.2g}", f"{f['factor']:.2f}" if "factor" in f else "")
+                for n, f in sense["features"].items()
+            ],
         ),
     ]
+    parts += spectral(sense)
     for budget in dict.fromkeys(one["budget"] for one in found["allocations"]):
         some: Sequence[Mapping[str, Any]] = [one for one in found["allocations"] if one["budget"] == budget]
         lines = []
@@ -103,6 +143,12 @@ def section(found: Mapping[str, Any]) -> str:
              for one in found["corrections"]]  # fmt: skip
     parts += ["A correction of rank 16 on 3 bits, by what its error is measured in:",
               table(("rounding", "correction", *sets), lines)]  # fmt: skip
+    can = found["bounds"]
+    parts.append(
+        f"Layers wide enough for rank 16 have {can['room']:.1%} of the predicted loss of int3, compensated. The first "
+        f"16 directions of their errors hold {can['codes']:.1%} of it, the most that a correction of these codes can "
+        f"recover; codes and corrections made for one another: {can['joint']:.1%}."
+    )
     lines = [(one["way"], f"{one['bytes']:,}", *cells(one, found["trade"][0])) for one in found["trade"]]
     parts += ["More bits, or a correction:", table(("way", "bytes", *sets), lines)]
     return "\n\n".join(parts)

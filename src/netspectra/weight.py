@@ -329,11 +329,9 @@ class Source:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all tensors, those of tied ones once."""
-        seen: dict[Hashable, int] = {}
-        for position, ref in enumerate(self.tensors):
-            seen.setdefault(position if ref.identity is None else ref.identity, ref.numel)
-        return sum(seen.values())
+        """Numbers in all tensors, those of tied ones once; of packed ones, the numbers they are decoded to."""
+        refs = {id(weight.part.ref): weight.factors or weight.part.ref for weight in self.weights}
+        return sum(ref.numel for ref in refs.values()) + sum(math.prod(one.shape) for one in self.skipped)
 
     def describe(self) -> dict[str, Any]:
         """What the exports say of the source."""

@@ -43,6 +43,76 @@ def safetensors() -> Seed:
     return {"m.safetensors": save(tensors())}
 
 
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "group_0": {"targets": ["a"], "weights": {"num_bits": 4, "type": "int", "symmetric": False}},
+        "group_1": {"targets": ["re:^b$", "Linear"], "weights": {"num_bits": 3, "type": "int", "symmetric": True}},
+    },
+    "weight_block_size": [2, 4],
+}
+TOLD = {"format": 1, "replacements": [
+    {"module": "own", "form": "int3", "spec": {"bits": 3, "group": 4, "symmetric": False, "rank": 1}},
+    {"module": "kernel", "form": "int5", "spec": {"bits": 5, "group": 6, "symmetric": True, "kernel": [3, 2]}},
+    {"module": "half", "form": "half", "spec": {"bits": 16, "dtype": "float16", "turned": True}},
+]}  # fmt: skip
+
+
+def packed() -> Seed:
+    """Every layout of codes in one file but GPTQ's and AWQ's, whose names mean two things."""
+    from safetensors.torch import save
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    bytes_, ones = torch.uint8, torch.ones
+    state = {"quant_type": "nf4", "blocksize": 4, "dtype": "float16", "shape": [3, 4], "nested_blocksize": 2,
+             "nested_offset": 0.25}  # fmt: skip
+    found = {
+        "a.weight_packed": zeros(3, 2), "a.weight_scale": ones(3, 2), "a.weight_zero_point": zeros(1, 2),
+        "a.weight_shape": torch.tensor([3, 16]), "a.weight_g_idx": zeros(16),
+        "b.weight_packed": zeros(3, 1), "b.weight_scale": ones(3, 1), "b.weight_shape": torch.tensor([3, 10]),
+        "c.weight": zeros(4, 8, dtype=torch.int8), "c.weight_scale": ones(4, 1),
+        "d.weight": ones(4, 8).to(torch.float8_e4m3fn), "d.weight_scale_inv": ones(2, 2),
+        "e.weight": zeros(4, 6, dtype=torch.int8), "e.SCB": ones(4), "e.weight_format": torch.tensor(0, dtype=bytes_),
+        "f.weight": zeros(6, 1, dtype=bytes_), "f.weight.quant_map": ones(16),
+        "f.weight.absmax": zeros(3, dtype=bytes_), "f.weight.nested_absmax": ones(2),
+        "f.weight.nested_quant_map": ones(256),
+        "f.weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=bytes_),
+        "g._weight_qdata": zeros(4, 6, dtype=torch.int8), "g._weight_scale": ones(4, 2),
+        "g._weight_zero_point": zeros(4, 2, dtype=torch.int8),
+        "own.codes": zeros(4, 3, dtype=bytes_), "own.scale": ones(4, 2).half(), "own.zero": zeros(4, 1, dtype=bytes_),
+        "own.left": ones(4, 1).half(), "own.right": ones(1, 8).half(),
+        "kernel.codes": zeros(4, 4, dtype=bytes_), "kernel.scale": ones(4, 1).half(), "half.codes": ones(2, 3).half(),
+    }  # fmt: skip
+    files = {"config.json": {"quantization_config": COMPRESSED}, "netspectra.json": TOLD}
+    beside = {name: json.dumps(value).encode() for name, value in files.items()}
+    return {"m.safetensors": save(found), **beside}
+
+
+def packed_as(file: str) -> Callable[[], Seed]:
+    """The same folder, with another of its files to be spoilt."""
+    return lambda: {file: packed()[file], **packed()}
+
+
+def words(method: str, bits: int) -> Callable[[], Seed]:
+    """GPTQ's or AWQ's codes."""
+
+    def make() -> Seed:
+        from safetensors.torch import save
+
+        rows, columns = (32 * bits // 32, 32) if method == "gptq" else (32, 32 * bits // 32)
+        found = {
+            "a.qweight": torch.zeros(rows, columns, dtype=torch.int32),
+            "a.qzeros": torch.zeros(2, bits, dtype=torch.int32), "a.scales": torch.ones(2, 32),
+        }  # fmt: skip
+        order = {"a.g_idx": torch.arange(32, dtype=torch.int32) // 16} if method == "gptq" else {}
+        config = {"quantization_config": {"quant_method": method, "bits": bits, "version": "gemm"}}
+        return {"m.safetensors": save(found | order), "config.json": json.dumps(config).encode()}
+
+    return make
+
+
 def safetensors_index() -> Seed:
     index = {"weight_map": dict.fromkeys(tensors(), "a.safetensors")}
     return {"m.safetensors.index.json": json.dumps(index).encode(), "a.safetensors": safetensors()["m.safetensors"]}
@@ -66,6 +136,18 @@ def gguf() -> Seed:
     ]
     head = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(pairs)) + b"".join(pairs) + b"".join(entries)
     return {"m.gguf": head + bytes(-len(head) % 32) + bytes(256 + 96)}
+
+
+def gguf_types() -> Seed:
+    """Two rows of one block of every type that the library knows."""
+    library = pytest.importorskip("gguf", reason="needs the gguf extra")
+    entries, data = [], b""
+    for kind, (block, size) in library.constants.GGML_QUANT_SIZES.items():
+        entries.append(text(f"w.{kind.name}") + struct.pack("<IQQIQ", 2, block, 2, int(kind), len(data)))
+        data += bytes(2 * size) + bytes(-2 * size % 32)
+    pair = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(entries), 1) + pair + b"".join(entries)
+    return {"m.gguf": head + bytes(-len(head) % 32) + data}
 
 
 def torch_zip() -> Seed:
@@ -115,6 +197,29 @@ def onnx() -> Seed:
     return {"m.onnx": make.make_model(graph).SerializeToString()}
 
 
+def onnx_packed() -> Seed:
+    """Four- and eight-bit numbers in blocks, half bytes with scales along an axis."""
+    library = pytest.importorskip("onnx", reason="needs the onnx library to write a seed")
+    make, proto, array = library.helper, library.TensorProto, library.numpy_helper.from_array
+    held = [array(np.zeros((5, 3, 8), np.uint8), "w4"), array(np.ones(15, np.float32), "s4"),
+            array(np.zeros(10, np.uint8), "z4"), array(np.zeros((5, 2, 16), np.uint8), "w8"),
+            array(np.ones(10, np.float32), "s8"), make.make_tensor("i4", proto.INT4, (32, 3), [1] * 96),
+            make.make_tensor("u4", proto.UINT4, (32, 3), [2] * 96),
+            array(np.ones((2, 3), np.float32), "s")]  # fmt: skip
+    blocks = {"domain": "com.microsoft", "N": 5, "block_size": 16}
+    nodes = [
+        make.make_node("MatMulNBits", ["x", "w4", "s4", "z4"], ["a"], K=40, bits=4, **blocks),
+        make.make_node("MatMulNBits", ["x", "w8", "s8"], ["b"], K=32, bits=8, **blocks),
+        make.make_node("DequantizeLinear", ["i4", "s"], ["d"], axis=0, block_size=16),
+        make.make_node("MatMul", ["x", "d"], ["e"]),
+        make.make_node("DequantizeLinear", ["u4", "s"], ["f"], axis=0, block_size=16),
+        make.make_node("MatMul", ["x", "f"], ["y"]),
+    ]
+    values = [make.make_tensor_value_info(name, 1, None) for name in "xy"]
+    graph = make.make_graph(nodes, "g", values[:1], values[1:], held)
+    return {"m.onnx": make.make_model(graph).SerializeToString()}
+
+
 def keras() -> Seed:
     h5py = pytest.importorskip("h5py", reason="needs h5py to write a seed")
     held = io.BytesIO()
@@ -142,16 +247,20 @@ def diffusers() -> Seed:
 
 
 SEEDS: dict[str, dict[str, Callable[[], Seed]]] = {
-    "safetensors": {"file": safetensors, "index": safetensors_index},
-    "gguf": {"file": gguf},
+    "safetensors": {
+        "file": safetensors, "index": safetensors_index, "packed": packed, "config": packed_as("config.json"),
+        "manifest": packed_as("netspectra.json"), "gptq3": words("gptq", 3), "gptq4": words("gptq", 4),
+        "awq": words("awq", 4),
+    },
+    "gguf": {"file": gguf, "types": gguf_types},
     "torch": {"zip": torch_zip, "stream": torch_stream},
     "torch-distributed": {"folder": distributed},
     "torch-export": {"file": exported},
     "numpy": {"npy": numpy_file, "npz": numpy_archive},
-    "onnx": {"file": onnx},
+    "onnx": {"file": onnx, "packed": onnx_packed},
     "keras": {"h5": keras},
     "diffusers": {"folder": diffusers},
-}
+}  # fmt: skip
 FOLDERS = ("torch-distributed", "diffusers")
 
 
@@ -161,4 +270,5 @@ def plant(folder: Path, name: str, seed: Seed) -> tuple[Path, Path]:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
     target = folder / next(iter(seed))
-    return (folder if name in FOLDERS else target), target
+    beside = target.name in ("config.json", "netspectra.json")
+    return (folder if name in FOLDERS or beside else target), target

@@ -214,14 +214,48 @@ def test_compressed_tensors_decodes_zero_points(tmp_path, bits):
             assert torch.equal(found, model.get_submodule(name).rounded(torch.float32))
 
 
+PACKED = ["netspectra", "compressed-tensors", pytest.param("torchao", marks=needs_torchao)]
+
+
+def read_back(model, folder, kind, plan):
+    """Weights as ``analyze`` sees them, by name."""
+    emit(model, folder, kind, plan=plan)
+    source = ns.open(folder)
+    return {ref.name: ref for ref in compose(source.tensors, source.config)}
+
+
+@pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_our_own_reader_decodes_what_was_packed(tmp_path, symmetric):
+def test_our_own_reader_decodes_what_was_packed(tmp_path, kind, symmetric):
     model, plan = small(symmetric=symmetric, levels=(8, 4, 3, 2), group=32)
-    emit(model, tmp_path / "m", "compressed-tensors", plan=plan)
-    source = ns.open(tmp_path / "m")
-    refs = {ref.name: ref for ref in compose(source.tensors, source.config)}
+    refs = read_back(model, tmp_path / "m", kind, plan)
+    assert len({module.bits for module in coded_modules(model).values()}) > 1
     for name, module in coded_modules(model).items():
         assert torch.equal(refs[f"{name}.weight"].load(), module.rounded(torch.float32))
+        assert refs[f"{name}.weight"].stored.startswith(f"int{module.bits} ")
+    assert not [weight for weight in ns.open(tmp_path / "m") if "scale" in weight.name]
+
+
+@pytest.mark.parametrize("kind", ["netspectra", pytest.param("torchao", marks=needs_torchao)])
+def test_our_own_reader_knows_kernels_and_corrections(tmp_path, kind):
+    model = forced(network(), images(), {"0": ("int4", 0), "2": ("int3", 8 if kind == "netspectra" else 0)})
+    refs = read_back(model, tmp_path / "m", kind, None)
+    for name in ("0", "2"):
+        found, module = refs[f"{name}.weight"].load(), model.get_submodule(name)
+        assert found.shape == module.weight.shape
+        torch.testing.assert_close(found, module.weight.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_our_own_reader_turns_conv1d_back(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=4, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config).eval()
+    name = "transformer.h.0.mlp.c_fc"
+    model = forced(model, [texts(0)], {name: ("int4", 8)})
+    found = read_back(model, tmp_path / "m", "netspectra", None)[f"{name}.weight"].load()
+    assert found.shape == (64, 256)
+    torch.testing.assert_close(found, model.get_submodule(name).weight.detach(), rtol=1e-6, atol=1e-7)
 
 
 # ---- gguf --------------------------------------------------------------------------------------------------------
@@ -239,9 +273,13 @@ def test_gguf_is_read_by_its_library_and_by_ours(tmp_path):
     down = tensors["blk.1.ffn_down.weight"]
     numbers = torch.from_numpy(gguf.quants.dequantize(down.data, down.tensor_type))
     assert torch.equal(numbers, model.model.layers[1].mlp.down_proj.rounded(torch.float32))
-    again = ns.load(tmp_path / "m" / "model.gguf")
+    again = ns.load(tmp_path / "m")  # the folder holds one GGUF file
     for name, module in coded_modules(model).items():
         assert torch.equal(again.get_submodule(name).weight.float(), module.rounded(torch.float32))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", gguf_file="model.gguf")
+    for name, module in coded_modules(model).items():
+        assert torch.equal(theirs.get_submodule(name).weight, module.rounded(torch.float32))
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-2, atol=1e-3)  # the tables are F16 there
     lines = (tmp_path / "m" / "llama-quantize.txt").read_text().splitlines()
     assert len(lines) == len(coded_modules(model))
     assert all(line.startswith("--tensor-type blk\\.") for line in lines)

@@ -198,8 +198,8 @@ def test_saving_again_over_what_we_wrote_and_from_it(tmp_path):
 @pytest.mark.parametrize(
     ("manifest", "match"),
     [
-        ("[]", "not what netspectra writes"),
-        ("{", "no JSON"),
+        ("[]", r"netspectra\.json: "),  # said when the folder is opened
+        ("{", r"netspectra\.json: "),
         ('{"format": 2}', "update netspectra"),
         ('{"format": 1, "replacements": [{}]}', "not {module, form, spec}"),
         ('{"format": 1, "replacements": [{"module": "0", "form": "magic", "spec": {}}]}', "unknown form 'magic'"),

@@ -290,3 +290,16 @@ def test_a_real_one_has_thirty_layers_and_a_tied_head():
     for place in (0, 1, 5, 271):
         tensor, ref = reader.tensors[place], source.tensors[place]
         assert np.array_equal(ref.load().numpy(), gguf.dequantize(tensor.data, tensor.tensor_type))
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path):
+    write(tmp_path / "a.gguf", {"w": np.ones((4, 32), np.float32)})
+    source = ns.open(tmp_path)
+    assert (source.format, source.path, source.root) == ("gguf", str(tmp_path), tmp_path / "a.gguf")
+    write(tmp_path / "b.gguf", {"w": np.ones((4, 32), np.float32)})
+    with pytest.raises(ns.InputRefused, match=r"holds 2 GGUF files \(a.gguf, b.gguf\)"):
+        ns.open(tmp_path)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).unlink()
+    split(tmp_path)
+    assert len(ns.open(tmp_path).tensors) == 2

@@ -172,7 +172,7 @@ CASES = {
     "fine-tuned": [tuned, lambda W: tuned(W).half()],
     "low-rank-adapted": [lambda W: W + 0.02 * randn(len(W), 3, seed=8) @ randn(3, W.shape[1], seed=9)],
     "modified": [lambda W: torch.where(W.abs() < 0.05, 0.0, W), lambda W: W + 0.05 * randn(*W.shape, seed=5) * W.std(),
-                 lambda W: 1.1 * W],
+                 lambda W: 1.1 * W, lambda W: torch.where(W.abs() < 0.05, 0.0, tuned(W))],
     "unrelated": [lambda W: randn(*W.shape, seed=77) * W.std()],
     "different-architecture": [lambda W: W[:, ::2].contiguous()],
 }  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from netspectra.composed.bitsandbytes import BITSANDBYTES
+from netspectra.composed.coded import CODED
 from netspectra.composed.group import CompositionRule, Group
 from netspectra.composed.lora import LORA
 from netspectra.composed.normed import NORMED
@@ -23,7 +24,7 @@ from netspectra.weight import TensorRef
 
 __all__ = ["COMPOSITIONS", "CompositionRule", "Group", "compose"]
 
-COMPOSITIONS: tuple[CompositionRule, ...] = (*BITSANDBYTES, *PACKED, *SCALED, *NORMED, *LORA)
+COMPOSITIONS: tuple[CompositionRule, ...] = (*BITSANDBYTES, *CODED, *PACKED, *SCALED, *NORMED, *LORA)
 
 
 def compose(refs: Iterable[TensorRef], config: Mapping[str, Any]) -> tuple[TensorRef, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from re import Pattern
@@ -9,7 +10,9 @@ from typing import Any
 
 from netspectra.weight import Loader, TensorRef
 
-__all__ = ["Answer", "CompositionRule", "Group", "floating"]
+__all__ = ["Answer", "CompositionRule", "Group", "floating", "is_simple"]
+
+LIMIT = 512  # longest name and pattern that are compared by regular expression
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,19 @@ class CompositionRule:
 def floating(ref: TensorRef) -> bool:
     """Whether its numbers are numbers."""
     return ref.dtype.startswith(("float", "bfloat"))
+
+
+def is_simple(pattern: str, name: str) -> bool:
+    """Whether a stranger's pattern is an expression that cannot run long on a name, nor fail.
+
+    >>> is_simple(r".*attn\\.q_proj$", "layers.0.attn.q_proj"), is_simple("(a+)+$", "aaaa"), is_simple("(", "a")
+    (True, False, False)
+    """
+    nested = re.search(r"\(\?|\\[0-9]|[)\]}*+?][*+{]|\)\?", pattern)
+    if nested or len(re.findall(r"[*+{]", pattern)) > 2 or max(len(pattern), len(name)) > LIMIT:
+        return False
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True

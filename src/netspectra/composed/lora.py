@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from netspectra.composed.group import Answer, CompositionRule, Group, floating
+from netspectra.composed.group import Answer, CompositionRule, Group, floating, is_simple
 from netspectra.errors import InputRefused
 from netspectra.weight import Factors, Index, Part, TensorRef
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["LORA", "Multiplied"]
-
-LIMIT = 512  # longest name and pattern that are compared by regular expression
 
 
 @dataclass(frozen=True)
@@ -73,13 +71,9 @@ def _names(pattern: str, path: str) -> bool:
     """Whether a pattern matches the whole path or its end after a dot; expressions that could run long are refused."""
     if re.fullmatch(r"\w+(\.\w+)*", pattern):
         return path == pattern or path.endswith(f".{pattern}")
-    simple = not re.search(r"\(\?|\\[0-9]|[)\]}*+?][*+{]|\)\?", pattern)
-    if not simple or len(re.findall(r"[*+{]", pattern)) > 2 or max(len(pattern), len(path)) > LIMIT:
-        raise InputRefused(f"adapter_config.json: the pattern {pattern[:60]!r} is too involved to be followed")
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", path) is not None
-    except (re.error, RecursionError, OverflowError):
-        raise InputRefused(f"adapter_config.json: {pattern[:60]!r} is not a regular expression") from None
+    if not is_simple(pattern, path):
+        raise InputRefused(f"adapter_config.json: {pattern[:60]!r} is no expression, or too involved to be followed")
+    return re.match(rf"(.*\.)?({pattern})$", path) is not None
 
 
 def _pair(group: Group) -> Answer:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PACKED", "AwqCodes", "CompressedCodes", "GptqCodes"]
 
-BITS = (2, 4, 8)
+BITS = (2, 4, 8)  # that fill words without a rest
+GPTQ = (2, 3, 4, 8)  # three words hold 32 codes of 3 bits
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the code at shift 4 i is that of column 8 w + AWQ_ORDER[i]
 
 
@@ -74,12 +75,12 @@ class GptqCodes:
 
     def __call__(self, index: Index = ()) -> Tensor:
         """Decode, then select."""
-        from netspectra.composed.codes import scaled, spread, unpacked
+        from netspectra.composed.codes import scaled, spread
 
         m, n = self.shape
-        codes = unpacked(self.words(), self.bits, 0, n).mT
+        codes = _dense(self.words().mT, self.bits, n)
         scale = self.scales().mT
-        stored = unpacked(self.zeros(), self.bits, 1, m).mT
+        stored = _dense(self.zeros(), self.bits, m).mT
         zero = (stored.int() + self.offset) & (2**self.bits - 1)
         columns = spread(n, -(-n // scale.shape[1])) if self.g_idx is None else self.g_idx().reshape(-1).long()
         found = scaled(codes, scale, zero, spread(m, 1), columns)
@@ -113,7 +114,9 @@ def _dense(words: Tensor, bits: int, count: int) -> Tensor:
 
     from netspectra.linalg.packing import unpack
 
-    return unpack(words.contiguous().view(torch.uint8)[:, : -(-count * bits // 8)], bits, count)
+    rows, width = words.shape
+    lying = words.contiguous().reshape(-1).view(torch.uint8).reshape(rows, 4 * width)  # one word a row has odd strides
+    return unpack(lying[:, : -(-count * bits // 8)], bits, count)
 
 
 # ---- compressed-tensors ------------------------------------------------------------------------------------------
@@ -205,16 +208,16 @@ def _grouped(group: Group) -> Answer:
 def _gptq(group: Group, words: TensorRef, zeros: TensorRef, scales: TensorRef) -> Answer:
     groups, m = scales.shape
     width = 32 * zeros.shape[1] // m
-    if width not in BITS or zeros.shape != (groups, -(-m * width // 32)) or words.shape[1] != m:
+    if width not in GPTQ or zeros.shape != (groups, -(-m * width // 32)) or words.shape[1] != m:
         return (f"codes {list(words.shape)}, zero points {list(zeros.shape)} and scales {list(scales.shape)} "
-                f"fit no width of {', '.join(map(str, BITS))} bits")  # fmt: skip
+                f"fit no width of {', '.join(map(str, GPTQ))} bits")  # fmt: skip
     told = group.quantization.get("bits")
     if told != width and not group.quantization.get("dynamic"):
         return f"config.json says {told!r} bits, the shapes say {width}"
     form = group.quantization.get("checkpoint_format") or "gptq"
     if form not in ("gptq", "gptq_v2"):
         return f"the checkpoint format {str(form)[:40]!r} is not read"
-    n = words.shape[0] * (32 // width)
+    n = words.shape[0] * 32 // width
     order = group.members.get("g_idx")
     if order is not None and (order.shape != (n,) or order.dtype not in ("int32", "int64")):
         return f"group numbers {order.dtype} {list(order.shape)} for {n} inputs"

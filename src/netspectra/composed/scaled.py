@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from netspectra.composed.group import Answer, CompositionRule, Group, floating
+from netspectra.composed.group import Answer, CompositionRule, Group, floating, is_simple
 from netspectra.errors import InputRefused
 from netspectra.weight import Index, Loader
 
@@ -111,11 +111,21 @@ def block_of(group: Group) -> tuple[int, int]:
 
 
 def weight_settings(group: Group) -> list[dict]:
-    """What compressed-tensors' ``config_groups`` say of weights, one entry a group of layers."""
+    """What compressed-tensors' ``config_groups`` say of the weight: the entries that name its module, else all."""
     groups = group.quantization.get("config_groups")
-    entries = list(groups.values()) if isinstance(groups, dict) else []
-    weights = [entry.get("weights") for entry in entries if isinstance(entry, dict)]
-    return [entry for entry in weights if isinstance(entry, dict)]
+    entries = [entry for entry in groups.values() if isinstance(entry, dict)] if isinstance(groups, dict) else []
+    module = group.base.removesuffix(".weight")
+    named = [entry for entry in entries if len(entries) > 1 and _targets(entry.get("targets"), module)]
+    return [entry["weights"] for entry in named or entries if isinstance(entry.get("weights"), dict)]
+
+
+def _targets(targets: Any, module: str) -> bool:
+    """Whether a list of names and ``re:`` patterns names a module; classes ("Linear") cannot be told apart here."""
+    listed = targets if isinstance(targets, list) else []
+    return module in listed or any(
+        isinstance(one, str) and one.startswith("re:") and is_simple(one[3:], module) and re.match(one[3:], module)
+        for one in listed
+    )
 
 
 # ---- rules -------------------------------------------------------------------------------------------------------

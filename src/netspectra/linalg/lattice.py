@@ -81,7 +81,7 @@ def coded_form(X: Tensor, dtype: str, stored: str = "") -> Form | None:
     if found is not None:
         return Form(stored or found[0], 0.5 * found[1], True)
     if stored and not stored.startswith(("F", "BF", "float", "bfloat")):
-        return Form(stored, 0.5 * _step(X, _bits(stored), 32 if stored[:1] in ("Q", "I", "T") else 0), True)
+        return Form(stored, 0.5 * _step(X, _bits(stored), _group(stored)), True)
     return None
 
 
@@ -105,6 +105,12 @@ def _telling(X: Tensor) -> bool:
 def _bits(stored: str) -> int:
     found = re.search(r"(?:^I?Q|int|nf|fp|TQ|uint)(\d)", stored, re.I)
     return int(found[1]) if found else 8
+
+
+def _group(stored: str) -> int:
+    """Columns that share a scale, where what the file says implies it; 0: all of a row."""
+    found = re.search(r"groups of (\d+)", stored)
+    return int(found[1]) if found else 32 if stored[:1] in ("Q", "I", "T") else 0
 
 
 def _step(X: Tensor, bits: int, group: int) -> Tensor:

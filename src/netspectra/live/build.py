@@ -7,6 +7,7 @@ by its ``model_type`` is built by it; anything else is built by a callable that 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +26,11 @@ from netspectra.weight import ITEMSIZE, Source, TensorRef
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["build", "factory", "fill_", "numbers", "quiet_transformers", "skeleton", "state_owners"]
+__all__ = ["build", "factory", "fill_", "hushed", "numbers", "quiet_transformers", "skeleton", "state_owners"]
 
 # Entries of a config.json that choose how to compute, or which code to fetch: not a checkpoint's to decide.
 IMPLEMENTATION = ("auto_map", "custom_pipelines", "kernel_config", "fusion_config", "quantization_config",
-                  "compression_config", "transformers_weights")  # fmt: skip
+                  "compression_config", "transformers_weights", "netspectra")  # fmt: skip
 
 
 def build(source: Source, make: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -161,7 +162,8 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
 def _pretrained(source: Source, config: Mapping[str, Any], refs: tuple[TensorRef, ...]) -> nn.Module:
     """Let transformers build and rename, from numbers that it asks for one by one."""
     made = _config(config, source.path)
-    kind = _class(config, made, source.path)
+    with quiet_transformers():
+        kind = _class(config, made, source.path)
     unread = [f"{ref.name} ({ref.problem})" for ref in refs if ref.problem]
     _complain(source.path, (), (), (), unread)
     lazy = {ref.name: _Lazy(ref) for ref in refs}
@@ -206,8 +208,9 @@ def _config(config: Mapping[str, Any], what: str) -> PretrainedConfig:
     """The config object of a ``model_type`` that the installed transformers knows."""
     if find_spec("transformers") is None:
         raise InputRefused(f"{what}: building a live model needs transformers: pip install 'netspectra[transformers]'")
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING, __version__
+    with hushed():
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import CONFIG_MAPPING, __version__
 
     name = config.get("model_type")
     if not config:
@@ -279,16 +282,31 @@ def _complain(
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no load report of transformers' inside the block; its own errors still raise."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def hushed() -> Iterator[None]:
+    """Not a word of the kernels that torchao has for other machines while it is imported, by transformers perhaps."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no load report of transformers' inside the block; its own errors still raise."""
+    with hushed():
+        from transformers.utils import logging as theirs
+
+        level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+        theirs.set_verbosity_error()
+        theirs.disable_progress_bar()
+        try:
+            yield
+        finally:
+            theirs.set_verbosity(level)
+            if bars:
+                theirs.enable_progress_bar()

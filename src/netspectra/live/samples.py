@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netspectra.errors import EnvironmentFailure, InputRefused
-from netspectra.live.build import quiet_transformers
+from netspectra.live.build import hushed, quiet_transformers
 from netspectra.weight import Source
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def tokenizer(source: Source) -> PreTrainedTokenizerBase:
         raise InputRefused("a live model, or a checkpoint at an address, brings no tokenizer: give batches of tensors")
     if find_spec("transformers") is None:
         raise InputRefused("tokenizing text needs transformers: pip install 'netspectra[transformers]'")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    with hushed():
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = source.root if source.root.is_dir() else source.root.parent
     options: dict[str, Any] = {"local_files_only": True}

@@ -150,7 +150,7 @@ def same_config(source: Source) -> Callable[[Path], None] | None:
     """Writes the checkpoint's config as it is, for `save_tensors`; None where it has none."""
     if not source.config:
         return None
-    text = json.dumps(dict(source.config), indent=2) + "\n"
+    text = json.dumps({key: value for key, value in source.config.items() if key != "netspectra"}, indent=2) + "\n"
 
     def write(folder: Path) -> None:
         (folder / "config.json").write_text(text, encoding="utf-8")

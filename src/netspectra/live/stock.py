@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from netspectra.live.build import quiet_transformers
+from netspectra.live.build import hushed, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -73,7 +73,8 @@ def _structure(model: nn.Module) -> Structure:
 
 def _built(model: PreTrainedModel, config: PretrainedConfig) -> Structure | None:
     """The structure of a fresh model of this config; None where there can be none."""
-    from transformers.initialization import no_init_weights
+    with hushed():
+        from transformers.initialization import no_init_weights
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
         try:

@@ -27,8 +27,9 @@ def rounding_edge(s: Spectrum, matrix: Tensor) -> Value:
 
     Rounding to steps of d adds errors that are spread evenly over a step, of variance d^2 / 12, and nearly independent;
     the largest singular value of such noise is the edge. Known only where the numbers lie on a quantizer's grid, which
-    is looked for in the numbers themselves (and in what the file says); the detail holds the grid's name, the number of
-    values above the edge, and the noise's share of the norm. What lies above it is not untouched, only not hidden.
+    is looked for in the numbers themselves (and in what the file says); the detail holds the grid's name, the median
+    step, the number of values above the edge, and the noise's share of the norm. What lies above it is not untouched,
+    only not hidden.
 
     Cost: a few passes over the entries; for a weight on no grid, over a sample of them.
 
@@ -58,6 +59,7 @@ def rounding_edge(s: Spectrum, matrix: Tensor) -> Value:
     whole = float(rows.sum()) * (m if variance.shape[0] == 1 else 1)
     detail = {
         "grid": form.name,
+        "step": float((2 * form.half).median()),
         "above": int((s.values > edge).sum()) if s.complete else None,
         "of": len(s) if s.complete else None,
         "noise": math.sqrt(whole / s.frobenius2) if s.frobenius2 > 0 else None,

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,8 +92,8 @@ def open(origin: Any) -> Source:
     )
 
 
-def _open_path(origin: str) -> Source:
-    path = _located(origin)
+def _open_path(origin: str, at: AnyPath | None = None) -> Source:
+    path = _located(origin) if at is None else at
     if not path.is_dir():
         GUARD.regular(path)
     for reader in FORMATS.values():
@@ -108,7 +109,15 @@ def _open_path(origin: str) -> Source:
             told = str(path) if isinstance(path, RemotePath) else origin
             root = path if isinstance(path, Path) else None
             return Source(told, reader.name, tensors, tuple(weights), tuple(skipped), identify, config, root)
+    if path.is_dir() and len(heads := _gguf_files(path)) == 1:
+        return _open_path(origin, heads[0])
     refuse(path, _diagnosis(path))
+
+
+def _gguf_files(folder: AnyPath) -> list[AnyPath]:
+    """The GGUF files of a folder that nothing else makes a checkpoint; of split ones the first part."""
+    found = GUARD.found(folder, "*.gguf")
+    return [file for file in found if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", file.name)]
 
 
 def _located(origin: str) -> AnyPath:
@@ -149,6 +158,9 @@ def _diagnosis(path: AnyPath) -> str:
     """What a path that no reader claims most likely is, and what to do."""
     known = ", ".join(FORMATS)
     if path.is_dir():
+        if several := _gguf_files(path):
+            held = ", ".join(printable(file.name, 60) for file in several[:5])
+            return f"the folder holds {len(several)} GGUF files ({held}{', ...' if len(several) > 5 else ''}); name one"
         names = sorted(child.name for child in path.iterdir())[:5]
         held = ", ".join(printable(name, 40) for name in names) or "nothing"
         return f"the folder holds no checkpoint of a known format ({known}); it holds {held}"
@@ -178,7 +190,7 @@ SAMPLE_BYTES = 4096
 
 def _decoding(config: Mapping[str, Any]) -> str:
     """What of a config changes the numbers themselves: how codes are read, how adapters are scaled."""
-    names = ("compression_config", "peft", "quantization_config")
+    names = ("compression_config", "netspectra", "peft", "quantization_config")
     found = {name: config[name] for name in names if name in config}
     return json.dumps(found, sort_keys=True) if found else ""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from netspectra.checkpoint import MANIFEST
 from netspectra.errors import EnvironmentFailure, InputRefused
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class Guard:
     def config_beside(self, path: AnyPath) -> dict[str, Any]:
         """The Hugging Face ``config.json`` in the checkpoint's folder, and under ``peft`` its ``adapter_config.json``.
 
-        Empty where there is neither.
+        Under ``netspectra``, by module, what ``netspectra.json`` says of those that are stored in another form.
         """
         folder = path if path.is_dir() else path.parent
         found: dict[str, Any] = {}
@@ -213,7 +214,16 @@ class Guard:
             found = self.read_json(self.inside(folder, "config.json"))
         if (folder / "adapter_config.json").exists():
             found = {**found, "peft": self.read_json(self.inside(folder, "adapter_config.json"))}
+        if (folder / MANIFEST).exists() and (forms := _forms(self.read_json(self.inside(folder, MANIFEST)))):
+            found = {**found, "netspectra": forms}
         return found
+
+
+def _forms(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The replacements of a manifest by module; those that are not understood are left to whoever rebuilds them."""
+    listed = manifest.get("replacements")
+    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return {one["module"]: one.get("spec") for one in entries if isinstance(one.get("module"), str)}
 
 
 GUARD = Guard()

@@ -10,8 +10,9 @@ import netspectra as ns
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
 from netspectra.forms.coded import CodedModule
+from netspectra.forms.codes import BITS, Coding
 from netspectra.forms.place import placed
-from netspectra.forms.rounded import BITS, Coding, bits_of
+from netspectra.forms.rounded import bits_of
 from netspectra.plan import Plan
 from netspectra.verbs.compress.calibrate import calibrate, layers
 from netspectra.verbs.compress.objective import as_objective

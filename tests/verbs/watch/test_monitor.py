@@ -21,6 +21,8 @@ from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.history import History, Look
 from netspectra.runfile import RunFile
 from netspectra.timeline import Timeline
+from netspectra.verbs.watch import book
+from netspectra.verbs.watch.budget import LOAN, Lane
 from netspectra.verbs.watch.options import MonitorOptions
 from tests.verbs.watch.trainings import convolutional, plain, train
 
@@ -253,7 +255,7 @@ def test_the_budget_is_kept(tmp_path):
         share = monitor.overhead
     lanes = Timeline.read(tmp_path / "a.run").state["lanes"]
     assert share < 0.03  # 1 % and what a step itself takes; other processes disturb the clock
-    assert 2 <= lanes["cheap"]["looks"] < 400  # spaced out
+    assert 2 <= lanes["cheap"]["looks"] < 700  # spaced out
 
 
 def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
@@ -266,16 +268,17 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
     with monitor:
         train(net, 20)
         monkeypatch.setattr(History, "flush", full)
-        monitor._flushed = 0.0
+        monkeypatch.setattr(book, "FLUSH", 0.0)
         with pytest.warns(RuntimeWarning, match="stops recording"):
             train(net, 20)
         assert len(train(net, 20)) == 20
 
 
 def test_a_broken_sink_is_dropped():
-    net, told = plain(), []
+    net, told, calls = plain(), [], []
 
     def broken(step, numbers):
+        calls.append(step)
         raise OSError("no network")
 
     monitor = ns.Monitor(net[0], optimizer=net[1], budget=None, sinks=[broken, lambda s, n: told.append((s, n))])
@@ -286,7 +289,7 @@ def test_a_broken_sink_is_dropped():
     assert [step for step, _ in told] == [0, 10, 20]
     assert told[-1][1]["sigma_1/0.weight"] > 0
     assert told[-1][1]["alarms"] == 0
-    assert len(monitor._sinks) == 1
+    assert calls == [0], "a broken sink is called once"
 
 
 def test_a_table_json_and_csv_come_from_the_run(tmp_path):
@@ -348,3 +351,18 @@ def test_sharded_parameters_are_refused(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert "sharded over processes" in told.stdout
+
+
+def test_something_that_falls_is_looked_at_on_credit():
+    lane = Lane(10, 0.01, due=10, cost=1.0)
+    assert not lane.wants(10) and lane.missing(1.0) == 100
+    lane.urgent = True
+    assert not lane.wants(9)
+    looks = 0
+    for step in range(10, 1000, 10):
+        if lane.wants(step):
+            lane.looked(step, 1.0)
+            looks += 1
+    assert looks == LOAN  # and then it is paid back first
+    lane.earn(100 * (LOAN + 1))
+    assert lane.wants(1000)

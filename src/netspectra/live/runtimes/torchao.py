@@ -18,7 +18,7 @@ from torch import nn
 
 from netspectra.checkpoint import new_folder
 from netspectra.forms.coded import CodedConvolution, CodedLinear, CodedModule, stock
-from netspectra.live.build import quiet_transformers
+from netspectra.live.build import hushed, quiet_transformers
 from netspectra.live.runtimes import coded_modules, decoded, lacking
 from netspectra.live.runtimes.adapter import FOLDER, write_adapter
 from netspectra.live.saved import Saved, go_along
@@ -56,7 +56,8 @@ def as_torchao(model: nn.Module) -> nn.Module:
         InputRefused: torchao is not installed, or nothing is quantized.
     """
     _needed()
-    return decoded(model, lambda name, module: _layer(module), corrected=False)
+    with hushed():
+        return decoded(model, lambda name, module: _layer(module), corrected=False)
 
 
 def _needed() -> None:
@@ -99,7 +100,8 @@ def torchao_config(model: nn.Module) -> Any:
         InputRefused: torchao is not installed, or nothing is quantized.
     """
     _needed()
-    from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup  # pyright: ignore[reportMissingImports]
+    with hushed():
+        from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup  # pyright: ignore[reportMissingImports]
 
     found: OrderedDict[str, Any] = OrderedDict()
     for name, module in coded_modules(model).items():
@@ -143,8 +145,9 @@ def write_torchao(
 
 
 def _by_transformers(model: Any, config: Any, folder: Path) -> None:
-    from transformers import TorchAoConfig
-    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+    with hushed():
+        from transformers import TorchAoConfig
+        from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     tables = any(isinstance(module, nn.Embedding) for name, module in model.named_modules()
                  if name in config.fqn_to_config)  # fmt: skip

@@ -44,6 +44,12 @@ const reading = (() => {
     return { x: x.map((value) => value * unit), y: y.map((value) => value / unit) };
   }
 
+  /** Where the values that rounding to few levels alone can make end; null for a weight that lies on no such levels. */
+  function roundingOf(weight) {
+    const found = told(weight, "rounding_edge");
+    return found.value > 0 ? found : null;
+  }
+
   function upright(x, ink, dash, width = 1.5) {
     return { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: ink, width, dash } };
   }
@@ -71,6 +77,13 @@ const reading = (() => {
       if (noise.calibrated) shapes.push(upright(noise.calibrated, colour("ink"), "dash", 1.2));
       annotations.push(label(limit, "noise ends", colour("muted"), { xanchor: limit > 0.6 * density.to ? "right" : "left" }));
     }
+    const rounding = roundingOf(weight);
+    if (rounding) {
+      const [ink, end] = [dataColour(3), Math.min(rounding.value, density.to)];
+      shapes.push({ type: "rect", x0: 0, x1: end, yref: "paper", y0: 0, y1: 1, line: { width: 0 }, fillcolor: faded(ink, 0.14), layer: "below" });
+      if (rounding.value <= density.to) shapes.push(upright(rounding.value, ink, "solid", 1.6));
+      annotations.push(label(0, "rounding", ink, { xshift: 3, yanchor: "top", y: 0.99 }));
+    }
     const spikes = spectrum.values.filter((value) => value !== null && value > limit && value <= density.to);
     if (spikes.length) {
       traces.push({
@@ -83,6 +96,7 @@ const reading = (() => {
     }
     say("bulk-note", [
       noise ? `Curve: noise of ${shapeText(weight.shape)} with the same median. Dotted: where its bulk ends, ${number(noise.edge)}.` : whyNot(weight, "mp_edge", "No curve of noise"),
+      rounding ? `Shaded: below ${number(rounding.value)}, what rounding in steps of ${number(rounding.step)} makes by itself.` : "",
       noise?.calibrated ? `Dashed: ${number(noise.calibrated)}, which less than 1 % of noise matrices exceed; triangles are beyond it.` : "",
     ]);
     const yaxis = linearAxis("share of the values, per unit", { rangemode: "tozero", nticks: 6 });
@@ -155,7 +169,7 @@ const reading = (() => {
 
   /** The reading in words and small tables. */
   function words(weight) {
-    const parts = [bulkWords(weight), tailWords(weight), rivals(weight), twin(weight)].filter(Boolean);
+    const parts = [bulkWords(weight), roundingWords(weight), tailWords(weight), rivals(weight), twin(weight)].filter(Boolean);
     document.getElementById("reading-words").replaceChildren(...parts);
   }
 
@@ -175,6 +189,19 @@ const reading = (() => {
       strengths.length ? ["Strength before noise", `${strengths.map((value) => number(value, 3)).join(", ")}${spikes.value > strengths.length ? ", …" : ""}`] : null,
       distance === null ? null : ["Distance from noise", `${number(distance, 3)}; noise of this size stays below about ${number(4 / weight.spectrum.count, 1)}`],
     ])), strengths.length ? el("p", {}, el("small", {}, "Noise lifts a direction above its own strength; the strengths undo the lift (Benaych-Georges and Nadakuditi 2012).")) : null);
+  }
+
+  function roundingWords(weight) {
+    const rounding = roundingOf(weight);
+    if (!rounding) return null;
+    const counted = typeof rounding.above === "number" && typeof rounding.of === "number";
+    return card("Rounded to few levels", el("dl", { class: "pairs" }, pairs([
+      ["Levels", visible(String(rounding.grid ?? DASH))],
+      typeof rounding.step === "number" ? ["Step, median", number(rounding.step)] : null,
+      ["Its noise reaches up to", `σ = ${number(rounding.value)}`],
+      counted ? ["Values above", `${whole(rounding.above)} of ${whole(rounding.of)}`] : null,
+      typeof rounding.noise === "number" ? ["Noise", `${number(100 * rounding.noise, 3)} % of the norm`] : null,
+    ])), el("p", {}, el("small", {}, "What lies below cannot be told from rounding; read tails and ranks from the original weights.")));
   }
 
   function tailWords(weight) {

@@ -58,7 +58,7 @@ class Delta:
         precise: not equal, but within the rounding of the coarser form.
         forms: on which grid the numbers lie, before and after.
         moved: share of the entries that changed by more than rounding.
-        zeroed: share of the moved entries that were not zero and are now.
+        zeroed: share of the moved entries that were not zero and are now, not counting what a quantizer rounded.
         scaling: <W, W + D> / ||W||^2, and what is left relative to ||D|| once W is so scaled.
         angles: cosines of the principal angles of the leading left, and right, singular subspaces.
         intruders: new leading directions (arXiv 2410.21228); unknown where they are not compared.
@@ -176,7 +176,8 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     d2 = float((D * D).sum())
     told["relative_change"] = _ratio(math.sqrt(d2), math.sqrt(a2))
     precise, rounding, moved, tau2 = _rounded(flat, flat_a, forms)
-    gone = (flat_b == 0) & (flat_a != 0)
+    rounded = forms[1].coded and names[0] != names[1]  # a quantizer makes zeros of what is small
+    gone = (flat_b == 0) & (flat_a != 0) & (not rounded)
     touched = float((flat != 0).double().sum())
     factor = ab / a2 if a2 > 0 else 1.0
     left = math.sqrt(max(float(((flat_b - factor * flat_a) ** 2).sum()), 0.0) / d2)

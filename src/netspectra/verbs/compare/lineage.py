@@ -29,6 +29,7 @@ THRESHOLDS: dict[str, float] = {
     "matched": 0.5,  # share of the numbers of the larger source that have a partner
     "related": 0.3,  # cosine of two weights below which neither descends from the other
     "pruned": 0.99,  # share of the moved entries that went to zero
+    "gone": 0.1,  # the same where the rest was trained as well: training alone makes no exact zeros
     "scaled": 1e-3,  # of the change that scaling leaves
     "edited": 0.02,  # share of all entries that moved
     "white": 1.2,  # sigma_1 of the change over that of noise of its size
@@ -173,6 +174,9 @@ def _modified(f: Family) -> Finding:
     if zeroed >= THRESHOLDS["pruned"] and not f.adapter:
         gone = math.fsum(d.moved * d.parameters for d in changed) / sum(d.parameters for d in f.deltas)
         return f"pruned: {gone:.0%} of the entries became zero, nothing else moved", _evidence(f, edit="pruned")
+    if zeroed >= THRESHOLDS["gone"] and not f.adapter:
+        told = f"pruned and trained: {zeroed:.0%} of the entries that changed became exactly zero, the others moved"
+        return told, _evidence(f, edit="pruned and trained", zeroed=zeroed)
     if all(d.scaling[1] < THRESHOLDS["scaled"] for d in changed) and not f.adapter:
         factors = [d.scaling[0] for d in changed]
         told = f"scaled: {len(changed)} weights by {min(factors):.4g} to {max(factors):.4g}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.forms.rounded import Coding
+from netspectra.forms.codes import Coding
 from netspectra.methods import METHODS
 
 __all__ = ["CompressOptions"]
@@ -42,6 +42,8 @@ class CompressOptions:
         spread: share of the moments taken from the same samples with tokens drawn from the whole vocabulary: a little
             worse on texts like the calibration's, much better on others. Models of tokens only.
         centre: take errors about the mean and fold the rest into biases.
+        checked: samples, at most, along whose errors the predicted losses are checked; 0: the moments are believed,
+            as if tokens did not depend on one another.
         held_out: share of the calibration samples that only judges.
         timed: measure each form's time; None: where a latency budget asks.
         never_slower: leave out forms that are not measured faster than the dense layer; None: with latency budgets.
@@ -71,6 +73,7 @@ class CompressOptions:
     shrink_outputs: float = 0.05
     spread: float = 0.0
     centre: bool = True
+    checked: int = 192
     held_out: float = 0.125
     timed: bool | None = None
     never_slower: bool | None = None

@@ -15,6 +15,7 @@ from netspectra.forms import FORMS
 from netspectra.plan import Cost, Decision, Plan
 from netspectra.verbs.compress.allocate import Choice, Component, Measure, total, walked
 from netspectra.verbs.compress.calibrate import Calibration
+from netspectra.verbs.compress.checked import check
 from netspectra.verbs.compress.decide import chosen, replayed
 from netspectra.verbs.compress.finish import apply_
 from netspectra.verbs.compress.objective import Objective
@@ -56,6 +57,8 @@ def compress(
     """
     shop, objective = opened(model, options, data, calibration, progress)
     notes = [*_notes(shop, objective), *prepare(shop)]
+    if objective is not None and shop.weighed and options.checked:
+        notes += check(shop, objective, progress)
     if plan is not None:
         decided = replayed(shop, plan)
         held_out: dict[str, Any] = {"plan": shop.judged(decided)} if shop.held else {}

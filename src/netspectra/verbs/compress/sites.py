@@ -9,8 +9,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from netspectra.forms import Member, Site
+from netspectra.forms.codes import Coding
 from netspectra.forms.factors import is_conv1d
-from netspectra.forms.rounded import Coding
 from netspectra.forms.shelf import Shelf
 from netspectra.linalg.moments import shrunk
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, WIDEST, Calibration, layers

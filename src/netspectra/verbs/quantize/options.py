@@ -10,12 +10,13 @@ from torch import Tensor
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.forms.rounded import BITS, Coding
+from netspectra.forms.codes import BITS, Coding
 from netspectra.verbs.compress.options import CompressOptions
 
 __all__ = ["QuantizeOptions"]
 
 LEVELS = (16, 8, 4, 3, 2)
+CHECKED = 256  # samples along whose errors predictions are checked, at most
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class QuantizeOptions:
         symmetric: no zero points: what GGUF's Q8_0, Q5_0 and Q4_0 and several kernels need.
         rounding: ``compensated``: later inputs make up for the errors of earlier ones (GPTQ); ``nearest``.
         rounds: times that codes and correction are made anew for what the other leaves.
-        weigh: ``predicted``: by the spectrum of the error under moments of activations and gradients; ``measured``:
-            that, scaled for each layer by the loss measured when it alone is quantized; ``weights``: by the error of
+        weigh: ``predicted``: by the spectrum of the error under moments of activations and gradients, checked along
+            each layer's own error in one more pass over 256 samples at most; ``measured``: the moments' prediction,
+            scaled for each layer by the loss measured when it alone is quantized; ``weights``: by the error of
             the weights alone, which does not predict the loss and is here to show it.
         forms: forms of `netspectra.forms` that may be chosen instead: ``neurons``, ``pivoted``, ... for joint plans.
         include: patterns of names to take.
@@ -116,6 +118,7 @@ class QuantizeOptions:
             objective=self.objective,
             probes=self.probes,
             spread=self.spread,
+            checked=CHECKED if self.weigh == "predicted" else 0,
             held_out=self.held_out,
             seed=self.seed,
             coding=self.coding,

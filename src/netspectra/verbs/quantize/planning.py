@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -131,12 +131,15 @@ def _scaled(shop: Workshop, judge: HeldOut, choices: Sequence[Choice]) -> tuple[
             alone = Option((choice,), choice.cost, choice.loss)
             with tried(shop.model, shop.fit([alone])) as changed:
                 ratios[bits] = judge.loss(changed) / choice.loss
-    if not ratios:
-        return tuple(choices)
+    return _times(choices, ratios)
+
+
+def _times(choices: Sequence[Choice], ratios: Mapping[int, float]) -> tuple[Choice, ...]:
+    """Choices whose losses at few bits are multiplied by the ratio of the nearest number of bits that is known."""
 
     def scaled(choice: Choice) -> Choice:
         bits = bits_of(choice.form)
-        if not bits:
+        if not bits or not ratios:
             return choice
         nearest = min(ratios, key=lambda known: abs(known - bits))
         return replace(choice, loss=choice.loss * ratios[nearest])

@@ -17,7 +17,7 @@ from netspectra.record import Level, Verdict
 from netspectra.verbs.watch.recent import Recent
 from netspectra.verdicts import Standing
 
-__all__ = ["RULES", "THRESHOLDS", "Alarm", "AlarmRaised", "AlarmRule", "suspects"]
+__all__ = ["RULES", "THRESHOLDS", "Alarm", "AlarmRaised", "AlarmRule", "falling", "suspects"]
 
 THRESHOLDS: dict[str, float] = {
     "growth": 4.0,  # times as large as within the last `growth steps`
@@ -80,6 +80,7 @@ class AlarmRaised(NetspectraError):
 
 SUSPECT = 3.0  # a stable rank that is worth a look at the leading values
 AGAIN = 8  # steps until the next one
+FALLEN, FALLS = 1 / 3, 0.8  # of the largest stable rank so far, and of the one before: worth looking soon again
 Found = tuple[str, str, dict[str, Any]]  # name, sentence, evidence
 
 
@@ -113,9 +114,16 @@ class AlarmRule:
 def suspects(recent: Recent) -> list[int]:
     """Weights whose stable rank has just fallen: worth a look at their leading values before it is due."""
     rank, old = recent.rank, recent.tail_step < recent.now - AGAIN
-    fallen = rank < np.minimum(recent.rank_most / 3, SUSPECT)
+    fallen = rank < np.minimum(recent.rank_most * FALLEN, SUSPECT)
     known = np.isnan(recent.tail) | (recent.tail > THRESHOLDS["tail"])
     return np.flatnonzero(fallen & old & known & (recent.sizes >= THRESHOLDS["collapse from"])).tolist()
+
+
+def falling(recent: Recent) -> bool:
+    """Whether the stable rank of any weight is far below what it was and falls on."""
+    with np.errstate(invalid="ignore"):
+        falls = (recent.rank < FALLEN * recent.rank_most) & (recent.rank < FALLS * recent.rank_before)
+    return bool((falls & (recent.sizes >= THRESHOLDS["collapse from"])).any())
 
 
 def _not_finite(recent: Recent) -> Iterator[Found]:
@@ -132,11 +140,13 @@ def _blow_up(recent: Recent) -> Iterator[Found]:
     now, before = recent.sigma[-1], np.fmin.reduce(list(recent.sigma)[-count:])
     frobenius = recent.frobenius[-1]
     # a weight that begins at zero grows by any factor: it is measured by what the others are
-    usual = 0.1 * float(np.partition(recent.sigma[-count], len(now) // 2)[len(now) // 2])
+    median = float(np.partition(recent.sigma[-count], len(now) // 2)[len(now) // 2])
+    usual = 0.1 * median
     young = recent.began is not None and recent.now - recent.began < THRESHOLDS["zero steps"]
     small = (before < usual) | recent.zero if young else before < usual
     limit = np.where(small, THRESHOLDS["growth of zero"], THRESHOLDS["growth"])
-    floor = np.where(small, np.fmax(usual, before), before)
+    # and one that only grows up to what the others are has not blown up
+    floor = np.fmax(before, np.where(small, usual, median / limit))
     with np.errstate(invalid="ignore"):
         grown = (now > limit * floor) & (floor > 0) & np.isfinite(now) & np.isfinite(frobenius)
     for place in np.flatnonzero(grown).tolist():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 __all__ = ["Lane"]
 
 MEMORY = 0.3  # weight of the last cost in the expected one
 MOST = 600.0  # seconds of training whose share is saved up at most
+LOAN = 8.0  # looks that may be paid afterwards while something is going on
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Lane:
         spent: seconds so far.
         looks: how many so far.
         last: step of the last one.
+        gap: steps between the last two looks.
+        urgent: whether something is going on, so that the next look may be paid for afterwards.
     """
 
     every: int
@@ -34,7 +37,8 @@ class Lane:
     spent: float = 0.0
     looks: int = 0
     last: int | None = None
-    gap: float = field(default=0.0)  # steps between the last two looks
+    gap: float = 0.0
+    urgent: bool = False
 
     def earn(self, seconds: float) -> None:
         """Save up from so many seconds of training."""
@@ -43,18 +47,23 @@ class Lane:
     def wants(self, step: int, cost: float | None = None) -> bool:
         """Whether a look is due and, as far as its cost can be foreseen, paid for.
 
-        One that costs more than can ever be saved up is made when the savings are full.
+        One that costs more than can ever be saved up is made when the savings are full; an urgent one on credit.
         """
         if step < self.due:
             return False
+        if self._lent():
+            return True
         needed = min(self.cost if cost is None else cost, self.share * MOST)
         return self.credit >= 0 and (math.isinf(self.share) or self.credit >= needed)
 
     def missing(self, cost: float) -> float:
         """Seconds of training after which a look of this cost is paid for."""
-        if math.isinf(self.share):
+        if math.isinf(self.share) or self._lent():
             return 0.0
         return max(0.0, min(cost, self.share * MOST) - self.credit) / self.share
+
+    def _lent(self) -> bool:
+        return self.urgent and self.credit > -LOAN * self.cost
 
     def charge(self, seconds: float) -> None:
         """Take what a look, or what surrounds it, has cost."""

@@ -17,7 +17,7 @@ from torch import nn
 from netspectra.errors import InputRefused
 from netspectra.history import Look
 from netspectra.runfile import record_row
-from netspectra.verbs.watch.alarms import RULES, Alarm, AlarmRaised, suspects
+from netspectra.verbs.watch.alarms import RULES, Alarm, AlarmRaised, falling, suspects
 from netspectra.verbs.watch.book import Book, Sink
 from netspectra.verbs.watch.budget import Lane
 from netspectra.verbs.watch.followed import followed
@@ -254,6 +254,7 @@ class Watcher:
             return
         self._take()
         self._recent.add(self.steps, numbers[:, 0], numbers[:, 1], numbers[:, 2])
+        self._lanes["cheap"].urgent = falling(self._recent)
         self._book.add(Look(self.steps, "cheap", numbers, notes))
         if self._book.has_sinks:
             self._book.tell(self.steps, {**self._named(numbers), **notes})

@@ -69,6 +69,7 @@ class Recent:
         tail_first: the first of them.
         tail_step: step of that last look.
         rank: (W,) stable rank at the last look that found sigma_1; NaN where unknown.
+        rank_before: (W,) the one found at the look before.
         rank_most: (W,) the largest so far.
         norms: by the name of a normalization layer, its buffers at the last looks, as (step, state).
         began: the step of the first look.
@@ -93,6 +94,7 @@ class Recent:
         self.pairs = pairs(self.names)
         self.zero = np.zeros(len(self.names), dtype=bool)
         self.rank = np.full(len(self.names), np.nan)
+        self.rank_before = self.rank
         self.rank_most = np.zeros(len(self.names))
 
     def add(self, step: int, frobenius: np.ndarray, sigma: np.ndarray, gradient: np.ndarray) -> None:
@@ -121,6 +123,7 @@ class Recent:
     def _rank(self, frobenius: np.ndarray, sigma: np.ndarray) -> None:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             found = (frobenius / sigma) ** 2
+        self.rank_before = self.rank
         self.rank = np.where(np.isfinite(found), found, np.where(np.isnan(sigma), self.rank, np.nan))
         self.rank_most = np.fmax(self.rank_most, self.rank)
 
