@@ -24,7 +24,7 @@ from netspectra.faces.cli.environment import environment
 from netspectra.run import Run
 from netspectra.run.local import LocalRun
 from netspectra.run.parcel import pack
-from netspectra.run.ray import RayRun, _connected
+from netspectra.run.ray import RayRun
 from netspectra.verbs.analyze import AnalyzeOptions, measure
 from netspectra.weight import Weight
 
@@ -50,7 +50,7 @@ def main(quick: bool) -> None:
         sources = {n: _weights(Path(home), n, count) for n, count in sizes.items()}
         for workers in (1, 2):
             begun = time.perf_counter()
-            with _connected(RayRun(workers=workers)):
+            with RayRun(workers=workers).joined():
                 started = time.perf_counter() - begun
                 begun = time.perf_counter()
                 list(RayRun()(partial(measure, options=AnalyzeOptions()), sources[32][: 4 * workers]))
