@@ -341,12 +341,11 @@ def _token() -> str:
 def _folder() -> Iterator[str]:
     """A folder for the private cluster's sockets and logs; a name too long for sockets is moved to /tmp.
 
-    A process of its own removes it when this one lets go of it, or is killed: its input ends then. Not at once, since
-    Ray's agents read there why they are alone, and hang for a minute where they find nothing.
+    A process of its own removes it where this one is killed: its input ends then.
     """
     home = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="netspectra-ray-", dir=home if len(home) <= SOCKETS else "/tmp")
-    sweep = 'cat; sleep 15; for i in 1 2 3; do rm -rf "$0"; sleep 5; done'  # Ray's processes write for a while yet
+    sweep = 'cat; for i in 1 2 3 4 5; do rm -rf "$0"; sleep 5; done'  # Ray's processes write for a while yet
     sweeper = None
     if os.name == "posix":
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
@@ -354,10 +353,11 @@ def _folder() -> Iterator[str]:
     try:
         yield folder
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
         if sweeper is not None and sweeper.stdin is not None:
+            sweeper.kill()
+            sweeper.wait()
             sweeper.stdin.close()
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
