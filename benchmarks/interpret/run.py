@@ -29,7 +29,7 @@ from netspectra.live.vocabulary import vocabulary
 HERE = Path(__file__).parent
 HEADS, LAYERS = 9, 3  # layers of each strength
 NULL = 20_000
-SEEDS = (10, 11, 12, 13, 14)  # none of them was looked at while the statistic was chosen
+SEEDS = (20, 21, 22, 23, 24)  # none of them was looked at while the statistic was chosen
 STRENGTHS = (1.0, 2.0, 4.0)  # of the planted value, in the largest singular value of a head of noise
 TOPICS = (
     "Monday Tuesday Wednesday Thursday Friday Saturday Sunday weekend", "January February March April June July August",
@@ -77,9 +77,11 @@ def noise(table_: Tensor, draw: torch.Generator, layers: int = LAYERS) -> dict[s
 def planted(table_: Tensor, words: Sequence[str], how: str, strengths: Sequence[float], seed: int) -> Any:
     """Nearly half of the heads get a triplet that reads one topic and writes another: what is called coherent there.
 
-    Three layers of each strength in one model. A direction that is called coherent is right if one of its vectors is
-    the planted one (cosine^2 above 1/2), a neighbour of it above 1/10, else wrong. A topic is readable if its own
-    direction lists five of its words in ten.
+    Three layers of each strength in one model. A direction that is called coherent is right if it is the one of its
+    head that is nearest to what was planted there, on the side where it is nearer: at strength 1 noise turns it by 45
+    degrees and more, which is counted apart (cosine^2 below 1/2). Others with a cosine^2 above 1/10 are neighbours, the
+    rest is wrong. ``says``: a coherent list of it holds at least five words of its topic. A topic is readable if its
+    own direction does.
     """
     draw = torch.Generator().manual_seed(1000 + seed)
     weights = noise(table_, draw, LAYERS * len(strengths))
@@ -108,16 +110,21 @@ def planted(table_: Tensor, words: Sequence[str], how: str, strengths: Sequence[
     rows = []
     for place, strength in enumerate(strengths):
         mine = range(LAYERS * place, LAYERS * (place + 1))
-        row: dict[str, Any] = {"how": how, "strength": strength, "seed": seed, "right": 0, "neighbours": 0, "wrong": []}
+        row: dict[str, Any] = {"how": how, "strength": strength, "seed": seed, "wrong": []}
+        row |= dict.fromkeys(("right", "turned", "says", "neighbours"), 0)
         row["directions"] = sum(one.number in mine for one in found)
         seen = set()
         called = [one for one in found.coherent if one.number in mine]
         for one in called:
-            cosine = _cosine(weights, one, where, reads, writes, each)
-            if cosine > 0.5:
+            topic = where.get((one.number, one.head)) if one.kind == "ov" else None
+            near = None if topic is None else _near(weights, one, reads[topic[0]][0], writes[topic[1]][0], each)
+            if near is not None and topic is not None and int(near.argmax()) == one.index:
+                sets = {"right": reads[topic[0]][1], "left": writes[topic[1]][1]}
                 row["right"] += 1
+                row["turned"] += float(near[one.index]) < 0.5
+                row["says"] += any(e.coherent and len(sets[e.side] & set(e.tokens)) >= 5 for e in one.lists)
                 seen.add((one.number, one.head))
-            elif cosine > 0.1:
+            elif near is not None and float(near[one.index]) > 0.1:
                 row["neighbours"] += 1
             else:
                 lists = [end.words for end in one.lists if end.coherent]
@@ -128,16 +135,12 @@ def planted(table_: Tensor, words: Sequence[str], how: str, strengths: Sequence[
     return rows
 
 
-def _cosine(weights: Mapping[str, Tensor], one: Any, where: Any, reads: Any, writes: Any, each: int) -> float:
-    """The larger squared cosine of a direction's vectors with what was planted in its head."""
-    if one.kind != "ov" or (one.number, one.head) not in where:
-        return 0.0
-    read, write = where[one.number, one.head]
+def _near(weights: Mapping[str, Tensor], one: Any, read: Tensor, write: Tensor, each: int) -> Tensor:
+    """Of every direction of this one's head the larger squared cosine of its two vectors with what was planted."""
     rows = slice(one.head * each, (one.head + 1) * each)
     V, O = (weights[f"model.layers.{one.number}.self_attn.{n}_proj.weight"].double() for n in "vo")  # noqa: E741
     svd = product_svd(O[:, rows], V[rows])
-    left, right = svd.U[:, one.index] @ writes[write][0].double(), svd.Vh[one.index] @ reads[read][0].double()
-    return float(max(left**2, right**2))
+    return torch.maximum((svd.U.mT @ write.double()).square(), (svd.Vh @ read.double()).square())
 
 
 def several(table_: Tensor, words: Sequence[str], how: str, strengths: Sequence[float], quick: bool) -> Any:
@@ -232,17 +235,28 @@ def _pooled(found: Sequence[Mapping[str, Any]]) -> str:
         total = {key: sum(row[key] for row in some) for key in COUNTS}
         wrong = sum(len(row["wrong"]) for row in some)
         kinds = [_share(total[a], total[b]) for a, b in SHARES]
-        rows.append(["all" if strength is None else f"{strength:g}", *kinds, total["neighbours"], wrong])
+        rows.append(
+            [
+                "all" if strength is None else f"{strength:g}",
+                *kinds,
+                total["says"],
+                total["turned"],
+                total["neighbours"],
+                wrong,
+            ]
+        )
     seeds = len({row["seed"] for row in found})
-    head = ["planted value / largest of noise", "precision", "recall", "recall of the readable", "neighbours", "wrong"]
+    head = ["planted value / largest of noise", "precision", "recall", "recall of the readable"]
+    head += ["say their topic", "turned", "neighbours", "wrong"]
     note = (
         f"{seeds} seeds, counts added up; in brackets 95 % intervals (Clopper & Pearson). Readable: the planted "
-        "direction itself, without noise, lists at least five words of its topic in ten, on one side at least."
+        "direction itself, without noise, lists at least five words of its topic in ten, on one side at least. "
+        "Turned: of the right ones, those that noise has turned by more than 45 degrees on both sides."
     )
     return f"{table(head, rows)}\n\n{note}"
 
 
-COUNTS = ("planted", "readable", "found", "found of readable", "called", "right", "neighbours")
+COUNTS = ("planted", "readable", "found", "found of readable", "called", "right", "says", "turned", "neighbours")
 SHARES = (("right", "called"), ("found", "planted"), ("found of readable", "readable"))
 
 

@@ -24,7 +24,7 @@ from netspectra.verbs.compress.sites import matrix
 __all__ = ["Stream", "narrower", "stream_of", "width_of"]
 
 AGREE = 1e-3  # relative difference of outputs under which a rotated model is the same
-LEVELS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3, 1e6)  # of the ridge; the last are as good as none of the fit
+LEVELS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 1e3)  # of the ridge; the last is as good as no fit
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configs call the width of the stream
 
 
@@ -207,16 +207,16 @@ def _fit(moments: Tensor, R: Tensor) -> Tensor:
     c = float((R @ whole[k:]).trace() / whole[:k].trace())
     errors = torch.zeros(len(LEVELS), dtype=moments.dtype)
     for mine, other in zip(halves, reversed(halves), strict=True):
-        for place, T in enumerate(_ridge(mine, R, c)):
+        for place, T in enumerate(_ridge(mine, R, c, LEVELS)):
             errors[place] += ((T @ other[:k] - 2 * other[k:]) * T).sum() / other[:k].trace()
-    return _ridge(whole, R, c)[int(errors.argmin())] if len(halves) == 2 else c * R.mT
+    return _ridge(whole, R, c, [LEVELS[int(errors.argmin())]])[0] if len(halves) == 2 else c * R.mT
 
 
-def _ridge(moments: Tensor, R: Tensor, c: float) -> list[Tensor]:
-    """T at every one of `LEVELS`, which are shares of the mean variance."""
+def _ridge(moments: Tensor, R: Tensor, c: float, shares: Sequence[float]) -> list[Tensor]:
+    """T at every level, given as a share of the mean variance."""
     k = len(R)
     values, vectors = torch.linalg.eigh(moments[:k])
-    levels = [share * float(values.sum()) / k for share in LEVELS]
+    levels = [share * float(values.sum()) / k for share in shares]
     turned, prior = moments[k:] @ vectors, c * R.mT @ vectors
     return [(turned + level * prior) / (values.clamp_min(0) + level) @ vectors.mT for level in levels]
 
