@@ -18,6 +18,7 @@ from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.replace import tried
 from netspectra.verbs.compress.workshop import Progress, Workshop
+from netspectra.verbs.quantize.drawn import drawn
 from netspectra.verbs.quantize.options import QuantizeOptions
 
 __all__ = ["quantize"]
@@ -77,6 +78,15 @@ def quantize(
             notes.append("predictions are scaled by the loss measured when a layer alone is quantized")
         return notes
 
+    def compare(shop: Workshop) -> dict[str, Any]:
+        limit = shop.options.bytes
+        if limit is None or not shop.weighed:
+            return {}
+        progress("judging bits drawn at random", 0.0)
+        layers = [shop.choices[id(site)] for site in shop.sites.found if len(site.members) == 1]
+        some = drawn(layers, limit, options.seed)
+        return {"drawn": {**shop.judged(some), "bytes": sum(option.cost.bytes for option in some)}}
+
     return compress(
         model,
         options.compression(),
@@ -86,6 +96,7 @@ def quantize(
         progress=progress,
         verb="quantize",
         prepare=prepare,
+        compare=compare,
     )
 
 
