@@ -70,7 +70,7 @@ test-remote: $(VENV)/.test-remote
 	$(BIN)/python -m pytest -m remote tests/sources
 
 test-ray: $(VENV)/.ray
-	$(BIN)/python -m pytest -m ray tests/run
+	$(BIN)/python -m pytest -m ray -rs tests/run
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import netspectra as ns
-from netspectra.report import render, render_geometry
+from netspectra.report import pictures, render, render_geometry
 from netspectra.report.curves import decimate, density, index_grid, rounded
-from netspectra.report.page import encode
+from netspectra.report.page import asset, encode
 from netspectra.report.payload import payload
 
 GLOSSARY: list[dict[str, str]] = [
@@ -788,3 +788,36 @@ def test_drawing_time_of_300_layers_of_4096(visit: Any) -> None:
         f" of which the library takes {times['libraryMs']} ms and the drawing {times['drawMs']} ms"
     )
     assert int(times["tableMs"]) + int(times["drawMs"]) < 5_000  # ours; the library's own start is not
+
+
+def test_colours_of_figures_are_those_of_the_light_theme() -> None:
+    light = asset("report.css").split("}")[0]
+    assert pictures.INKS and all(f"--{name}: {colour};" in light for colour, name in pictures.COLOURS.items())
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_take_the_theme_and_the_policy_holds(visit: Any, scheme: Any) -> None:
+    import plotly.graph_objects as go
+
+    lines = go.Figure(go.Scatter(x=[1, 1e3], y=[1e-9, 1e9], line_color=pictures.INKS[0], name=HOSTILE[2]))
+    lines.update_layout(title="Powers of ten", template="plotly_white")
+    lines.update_xaxes(type="log", title="x")
+    lines.update_yaxes(type="log", exponentformat="power", dtick=1)
+    cells = go.Figure(go.Heatmap(z=[[0, 1], [1, 0]], colorscale=[[0, "#ffffff"], [1, pictures.INKS[0]]]))
+    page = visit(pictures.html_page("$body <b>", "<p>$data</p>", [lines, cells]), color_scheme=scheme).page
+    for place in (0, 1):
+        page.locator(f"#figure{place}").scroll_into_view_if_needed()
+        page.wait_for_selector(f"#figure{place} .main-svg")
+    assert page.inner_text("h1") == "$body <b>" and page.inner_text("section > p") == "$data"
+
+    def shown() -> Any:
+        line = page.locator("#figure0 .js-line").first.evaluate("one => one.style.stroke")
+        return line, page.locator("#figure1 .main-svg").first.evaluate("one => one.style.background")
+
+    light, dark = ("rgb(0, 114, 178)", "rgb(255, 255, 255)"), ("rgb(86, 174, 240)", "rgb(22, 27, 34)")
+    assert shown() == (light if scheme == "light" else dark)
+    page.locator("#theme").click()
+    if scheme == "light":
+        page.locator("#theme").click()
+    assert shown() == (dark if scheme == "light" else light)

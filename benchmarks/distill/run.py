@@ -1,6 +1,7 @@
 """Distillation: students that start from their teacher against random init, random neurons and layer skipping.
 
-In parts that are kept one by one (``python -m benchmarks.distill.run mlp``): mlp, cnn, depth, width.
+In parts that are kept one by one (``python -m benchmarks.distill.run mlp``): mlp, cnn, depth, width,
+stream.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distill import digits, minilm
+from benchmarks.distill import digits, minilm, smollm
 from benchmarks.results import keep, table
 
 HERE = Path(__file__).parent
@@ -21,6 +22,7 @@ PARTS = {
     "cnn": lambda quick: digits.measured("cnn", quick),
     "depth": minilm.depth,
     "width": minilm.width,
+    "stream": smollm.stream,
 }
 
 
@@ -80,6 +82,17 @@ def page(data: Mapping[str, Any]) -> str:
         parts.append(
             "## MiniLM, a quarter of the neurons or half of the heads, no training\n\n"
             + table(["what", "start", "cosine (random: a seed each)", "CPU s"], rows)
+        )
+    if "stream" in data:
+        found = data["stream"]
+        rows = [
+            [r["stream"], r["start"], f"{r['perplexity']:.1f}", f"{r['agreement']:.3f}", f"{r['cpu_seconds']:.0f}"]
+            for r in found["rows"]
+        ]
+        parts.append(
+            f"## SmolLM2-135M, a residual stream of fewer than {found['width']} dimensions, no training\n\n"
+            f"Held-out text; perplexity of the teacher {found['before']:.1f}.\n\n"
+            + table(["stream", "start", "perplexity", "same likeliest token", "CPU s"], rows)
         )
     return "\n\n".join(parts)
 

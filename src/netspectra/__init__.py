@@ -22,6 +22,7 @@ from netspectra.version import __version__
 if TYPE_CHECKING:
     from netspectra.analysis import Analysis
     from netspectra.doors.analysis import analyze
+    from netspectra.doors.calibration import calibrate
     from netspectra.doors.comparison import compare, pissa
     from netspectra.doors.compression import compress, load, save
     from netspectra.doors.distillation import distill, expressivity
@@ -77,6 +78,7 @@ __all__ = [
     "Trainability",
     "__version__",
     "analyze",
+    "calibrate",
     "change_points",
     "compare",
     "compress",
@@ -104,6 +106,7 @@ __all__ = [
 _HOME = {
     "Analysis": "netspectra.analysis",
     "analyze": "netspectra.doors.analysis",
+    "calibrate": "netspectra.doors.calibration",
     "compare": "netspectra.doors.comparison",
     "pissa": "netspectra.doors.comparison",
     "compress": "netspectra.doors.compression",

@@ -1,6 +1,7 @@
 """A real Ray cluster of several nodes on loopback, in a network of its own: ``python -m tests.run.cluster FOLDER``.
 
 Prints one line of JSON with what was seen. Nodes are added one after another; one is killed half-way, one comes late.
+Waits are long, so that a machine that is busy with other things passes too; on an idle one they cost nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+# A node that is killed is noticed at once, one that is slow to answer is not taken for dead.
+os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "120000"}
+os.environ |= {"RAY_worker_register_timeout_seconds": "300", "RAY_gcs_server_request_timeout_seconds": "300"}
+HERE = {"node_ip_address": "127.0.0.1"}  # whatever the machine's name leads to
 LAYERS = 50
 NODES = "nodes"  # folder in which each task leaves the node it ran on
 LATE = "late"  # file that names the node that comes late
+DOOMED = "doomed"  # file that names the node that is to be killed, whose tasks stay in work until then
 PAUSE = 0.1  # seconds a task is made to take, so that half-way is a time
+LONG = 240  # seconds that tasks wait for the node that comes late
 
 
 def loopback_up() -> None:
@@ -42,6 +49,13 @@ def checkpoint(folder: Path) -> Path:
     return path
 
 
+def network() -> Any:
+    """The model of ``live.safetensors``, as workers build it."""
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 8))
+
+
 def slowly(weight: Any, options: Any, seen: str) -> Any:
     """``measure``, which leaves a trace of where it ran, and takes its time."""
     import ray
@@ -50,8 +64,10 @@ def slowly(weight: Any, options: Any, seen: str) -> Any:
 
     node = ray.get_runtime_context().get_node_id()
     Path(seen, f"{time.time()}-{weight.name}-{node}").touch()
-    late = Path(seen, "..", LATE)
-    until = time.monotonic() + 90
+    late, doomed = Path(seen, "..", LATE), Path(seen, "..", DOOMED)
+    until = time.monotonic() + LONG
+    while doomed.exists() and doomed.read_text() == node and time.monotonic() < until:
+        time.sleep(PAUSE)
     while late.exists() and late.read_text() not in visited(Path(seen)) and time.monotonic() < until:
         time.sleep(PAUSE)  # the others wait for who comes late
     time.sleep(PAUSE)
@@ -85,9 +101,11 @@ def main(folder: Path) -> dict[str, Any]:
     path, told = checkpoint(folder), {}
     plain = ns.analyze(path).to_json()
     cluster = Cluster()
-    cluster.add_node(num_cpus=0, include_dashboard=False)  # the head does no work, so that it is known who does
-    first = cluster.add_node(num_cpus=1)
-    second = cluster.add_node(num_cpus=1)
+    begun = time.monotonic()
+    cluster.add_node(num_cpus=0, include_dashboard=False, **HERE)  # the head does no work: it is known who does
+    first = cluster.add_node(num_cpus=1, **HERE)
+    second = cluster.add_node(num_cpus=1, **HERE)
+    told["seconds, three nodes"] = round(time.monotonic() - begun, 1)
     names = {first.node_id: "first", second.node_id: "second"}
 
     # one node killed half-way, another comes late
@@ -97,9 +115,11 @@ def main(folder: Path) -> dict[str, Any]:
     def half_way(weight: Any) -> None:
         nonlocal done
         done += 1
+        if done == LAYERS // 3:
+            (folder / DOOMED).write_text(second.node_id)
         if done == LAYERS // 2:
             cluster.remove_node(second, allow_graceful=False)
-            late.append(cluster.add_node(num_cpus=1))
+            late.append(cluster.add_node(num_cpus=1, **HERE))
             (folder / LATE).write_text(late[0].node_id)
 
     begun = time.monotonic()
@@ -130,8 +150,54 @@ def main(folder: Path) -> dict[str, Any]:
     told["seconds, resumed"] = round(time.monotonic() - begun, 1)
     told["identical, resumed"] = (folder / "out.json").read_text() == plain
     told["done again"] = len(list((folder / "after").iterdir()))
+    begun = time.monotonic()
+    told["identical, verbs"] = verbs(folder, cluster.address)
+    told["seconds, verbs"] = round(time.monotonic() - begun, 1)
     cluster.shutdown()
     return told
+
+
+def verbs(folder: Path, address: str) -> dict[str, bool]:
+    """Whether each of the other verbs gives the same bytes here as in one process."""
+    import torch
+    from safetensors.torch import save_file
+
+    import netspectra as ns
+    from netspectra.run.ray import RayRun
+    from netspectra.verbs.compress.calibrate import Calibration
+    from netspectra.verbs.compress.options import CompressOptions
+    from netspectra.verbs.compress.streamed import compress_stream
+
+    torch.manual_seed(0)
+    model, inputs = folder / "live.safetensors", folder / "inputs.safetensors"
+    save_file(network().state_dict(), model)
+    save_file({"x": torch.randn(300, 24)}, inputs)
+    save_file({name: 1.01 * W for name, W in network().state_dict().items()}, other := folder / "other.safetensors")
+    cluster, same = RayRun(address), {}
+
+    def both(verb: str, act: Any) -> None:
+        """Act with each engine, the first time in one process; bytes come back."""
+        same[verb] = act("local", None) == act("ray", cluster)
+
+    def compare(name: str, run: Any) -> str:
+        return ns.compare(model, other, run=run).to_json()
+
+    def calibrate(name: str, run: Any) -> bytes:
+        into = folder / f"moments-{name}.safetensors"
+        ns.calibrate(model, inputs, model="tests.run.cluster:network", shards=3, run=run).save(into)
+        return into.read_bytes()
+
+    def compress(name: str, run: Any) -> list[bytes]:
+        known = Calibration.load(folder / "moments-local.safetensors")
+        more = {} if run is None else {"run": run}
+        plan, _ = compress_stream(ns.open(model), folder / name, CompressOptions(keep=0.5), calibration=known, **more)
+        return [plan.to_json().encode(), *(file.read_bytes() for file in sorted((folder / name).iterdir()))]
+
+    with cluster.joined():
+        both("compare", compare)
+        both("calibrate", calibrate)
+        both("compress", compress)
+    return same
 
 
 def drive(folder: Path, address: str, again: bool) -> None:
@@ -146,6 +212,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "drive":
         drive(Path(sys.argv[2]), sys.argv[3], "resumed" in sys.argv)
     else:
-        if "alone" in sys.argv:
-            loopback_up()
-        print(json.dumps(main(Path(sys.argv[1]))))
+        from netspectra.run.ray import patient
+
+        loopback_up()
+        with patient():
+            print(json.dumps(main(Path(sys.argv[1]))))

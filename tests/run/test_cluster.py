@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,28 +16,33 @@ from tests.run.cluster import LAYERS, checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
+HERE = Path(__file__).parents[2]
 
 
-def alone() -> list[str]:
-    """How to start a process in a network of its own; nothing where that is not permitted."""
-    command = ["unshare", "--map-root-user", "--net"]
-    try:
-        return command if subprocess.run([*command, "true"], capture_output=True).returncode == 0 else []
-    except FileNotFoundError:
-        return []
+ALONE = ["unshare", "--map-root-user", "--net"]  # starts a process in a network of its own
+LOOPBACK = "from tests.run.cluster import loopback_up; loopback_up()"
 
 
-def test_two_nodes_one_killed_one_late_and_a_driver_killed(tmp_path):
-    way = alone()
-    command = [*way, sys.executable, "-m", "tests.run.cluster", str(tmp_path), *(["alone"] if way else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def environment():
+    """Ray's workers import the code of this folder."""
+    return os.environ | {"PYTHONPATH": f"{HERE / 'src'}{os.pathsep}{HERE}"}
+
+
+def test_two_nodes_one_killed_one_late_a_driver_killed_and_every_verb(tmp_path, environment):
+    probe = [*ALONE, sys.executable, "-c", LOOPBACK]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, env=environment).returncode:
+        pytest.skip("no network of its own is permitted here (unshare --net, lo): several nodes were NOT tested")
+    command = [*ALONE, sys.executable, "-m", "tests.run.cluster", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(done.stdout.splitlines()) == 1, "nothing of Ray's on standard output"
     told = json.loads(done.stdout)
     print(told)
     assert told["identical, a node killed"] and told["identical, resumed"]
+    assert told["identical, verbs"] == {"compare": True, "calibrate": True, "compress": True}
     assert told["tasks"]["first"] and told["tasks"]["second"] and told["tasks"]["late"]
-    assert 0 <= told["repeated"] <= 2, "only what was with the lost node is done again"
+    assert 1 <= told["repeated"] <= 2, "what was with the lost node is done again, and nothing else"
     assert 0 < told["kept by the killed driver"] < LAYERS
     assert told["done again"] <= LAYERS + 2 - told["kept by the killed driver"]
 
@@ -59,7 +65,7 @@ def test_a_private_cluster_exports_the_same_bytes(folder):
     found = subprocess.run(command(folder, "--json", "-"), cwd=folder, capture_output=True, env=environment, check=True)
     assert found.stdout == plain.stdout
     assert json.loads(found.stdout)["summary"]["weights"] == LAYERS + 1
-    assert not list(folder.glob("netspectra-ray-*"))
+    gone(lambda: not list(folder.glob("netspectra-ray-*")))
 
 
 def test_an_interrupted_one_leaves_nothing_and_listens_on_loopback_only(folder):
@@ -76,13 +82,21 @@ def test_an_interrupted_one_leaves_nothing_and_listens_on_loopback_only(folder):
     folders = {found for pid in ours for found in re.findall(r"/[^ \0=]*?netspectra-ray-\w+", name(pid))}
     assert folders
     run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=20) == 130
-    end = time.monotonic() + 90  # Ray's agents look for their parent now and then
-    while any(alive(pid) for pid in ours) and time.monotonic() < end:
+    begun = time.monotonic()
+    assert run.wait(timeout=60) == 130
+    print("seconds until the driver left:", round(time.monotonic() - begun, 1))
+    begun = time.monotonic()
+    gone(lambda: not any(alive(pid) for pid in ours))  # Ray's agents look for their parent now and then
+    print("seconds until all processes are gone:", round(time.monotonic() - begun, 1))
+    gone(lambda: not any(Path(found).exists() for found in folders))
+
+
+def gone(there, seconds=150):
+    """Wait until it is so."""
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
         time.sleep(0.2)
-    assert not [name(pid) for pid in ours if alive(pid)]
-    time.sleep(6)
-    assert not [found for found in folders if Path(found).exists()]
 
 
 # ---- what the system tells of processes --------------------------------------------------------------------------

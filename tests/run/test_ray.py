@@ -5,7 +5,7 @@ import pickle
 import random
 import types
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -18,6 +18,9 @@ from netspectra.run import cost, local
 from netspectra.run.local import LocalRun
 from netspectra.run.ray import WORKER, RayRun, demanded
 from netspectra.verbs.analyze import AnalyzeOptions, measure
+from netspectra.verbs.compress.calibrate import Calibration
+from netspectra.verbs.compress.options import CompressOptions
+from netspectra.verbs.compress.streamed import compress_stream
 
 module = importlib.import_module("netspectra.run.ray")
 
@@ -133,6 +136,42 @@ def test_comparison_takes_pairs_along(checkpoint, played, tmp_path):
     save_file(tensors, other)
     assert ns.compare(checkpoint, other, run=RayRun()).to_json() == ns.compare(checkpoint, other).to_json()
     assert len(played.demands) == 20
+
+
+def test_compression_and_calibration_travel_too(checkpoint, played, tmp_path):
+    save_file({"x": torch.ones(40, 16)}, tmp_path / "inputs.safetensors")
+    made = []
+    for name, run in (("here", LocalRun()), ("there", RayRun())):
+        found = ns.calibrate(checkpoint, tmp_path / "inputs.safetensors", model=network, shards=3, run=run)
+        found.save(tmp_path / name)
+        options = CompressOptions(keep=0.5, include=("layers*",))
+        known = Calibration.load(tmp_path / name)
+        plan, _ = compress_stream(ns.open(checkpoint), tmp_path / f"{name}-small", options, calibration=known, run=run)
+        files = [file.read_bytes() for file in sorted((tmp_path / f"{name}-small").iterdir())]
+        made.append(((tmp_path / name).read_bytes(), plan.to_json(), files))
+    assert made[0] == made[1]
+    names = [demand["name"] for demand in played.demands]
+    assert names[:3] == ["shard 1 of 3", "shard 2 of 3", "shard 3 of 3"] and len(names) == 3 + 2 * 20
+    with pytest.raises(ns.InputRefused, match="this process's memory"):
+        compress_stream(ns.open(checkpoint), None, options, calibration=replace(known, path=None), run=RayRun())
+    with pytest.raises(ns.InputRefused, match="functions have to stand in a module"):
+        ns.calibrate(checkpoint, tmp_path / "inputs.safetensors", model=lambda: network(), run=RayRun())
+
+
+class Parallel(torch.nn.Module):
+    """The model of ``checkpoint``: twenty layers side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(16, 24 + i, bias=False) for i in range(20))
+        self.broken, self.bias = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return torch.cat([layer(x) for layer in self.layers], -1)
+
+
+def network():
+    return Parallel()
 
 
 def test_the_largest_go_first_and_say_what_they_need(checkpoint, played):

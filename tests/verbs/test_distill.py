@@ -151,6 +151,29 @@ def test_repeated_neurons_cost_nothing():
         assert torch.allclose(student(batches[0]), teacher(batches[0]), atol=2e-2)
 
 
+def test_widths_have_intervals_that_hold_the_truth():
+    teacher = mlp()
+    scales = torch.logspace(0, -1.5, 12)
+
+    def drawn(seed, count, size=40):
+        return [size_ * scales for size_ in torch.randn(count, size, 12, generator=draws(seed))]
+
+    truth = {one.name: one for one in ns.distill(teacher, drawn(0, 40)).widths}
+    held, wide = [], []
+    for seed in range(1, 7):
+        found = ns.distill(teacher, drawn(seed, 8))
+        for one in found.widths:
+            for mine, true in ((one.suggested, truth[one.name].suggested), (one.tenth, truth[one.name].tenth)):
+                assert 1 <= mine.low <= mine <= mine.high <= 40
+                held.append(mine.low <= true <= mine.high)
+                wide.append(mine.high - mine.low)
+    assert np.mean(held) >= 0.8 and np.mean(wide) < 6
+    again = ns.distill(teacher, drawn(6, 8))
+    assert [one.to_dict() for one in found.widths] == [one.to_dict() for one in again.widths]
+    few = ns.distill(teacher, [torch.randn(5, 12, generator=draws(3))])
+    assert all(one.suggested.low is None for one in few.widths)
+
+
 def test_refitted_output_is_the_least_squares_fit():
     teacher, batches = mlp(), data()
     student = shrunk_copy(teacher, batches, {"2": 12})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import netspectra as ns
 from netspectra.errors import InputRefused
-from netspectra.linalg.discovery import discovered, empirical_p
+from netspectra.linalg.discovery import discovered, discovered_in, empirical_p, simes
 from netspectra.linalg.orthogonal import semi_orthogonal
 from netspectra.linalg.product import product_svd
 from netspectra.linalg.turning import expected_turns
@@ -57,7 +57,7 @@ def weights(table, seed=1, planted=0, topics=None):
 def test_planted_directions_are_found_and_little_else():
     table, topics = topical()
     found, where = weights(table, planted=2, topics=topics)
-    read = ns.interpret(found, heads=HEADS, null=4000)
+    read = ns.interpret(found, heads=HEADS)
     planted = {(layer, head) for layer, head, _, _ in where}
     flagged = [(d.number, d.head) if d.kind == "ov" and d.index == 0 else None for d in read.coherent]
     assert sum(one in planted for one in flagged) >= 0.95 * len(flagged)
@@ -226,3 +226,31 @@ def test_p_values_are_uniform_under_the_null():
     draw = np.random.default_rng(0)
     p = empirical_p(draw.normal(size=4000), draw.normal(size=4000))
     assert abs(np.mean(p <= 0.05) - 0.05) < 0.02 and p.min() >= 1 / 4001
+
+
+@given(st.lists(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=4), min_size=1, max_size=12), st.floats(0.01, 0.5))
+@settings(max_examples=100, deadline=None)
+def test_a_family_is_believed_exactly_if_something_in_it_is(families, rate):
+    p = np.array([value for some in families for value in some])
+    family = np.repeat(np.arange(len(families)), [len(some) for some in families])
+    believed, inside = discovered_in(p, family, rate)
+    assert [bool(inside[family == i].any()) for i in range(len(families))] == believed.tolist()
+    assert believed.tolist() == discovered(np.array([simes(np.array(some)) for some in families]), rate).tolist()
+
+
+def test_simes_is_uniform_for_independent_hypotheses():
+    p = np.random.default_rng(0).uniform(size=(4000, 4))
+    together = np.array([simes(row) for row in p])
+    assert all(abs(np.mean(together <= level) - level) < 3 * (level / 4000) ** 0.5 for level in (0.01, 0.05, 0.2))
+
+
+def test_both_is_calibrated_and_needs_both():
+    """Of random directions it is uniform; it is ordered as the larger of the two p-values."""
+    table, _ = topical()
+    reader = Reader(table, words=10, null=4000, seed=0)
+    drawn = reader.read(torch.randn(2000, D, generator=torch.Generator().manual_seed(9)))
+    like, sharp, both = reader.p_values(drawn)
+    for level in (0.01, 0.05, 0.2):
+        assert abs(np.mean(both <= level) - level) < 4 * (level / 4000) ** 0.5
+    order = np.argsort(np.maximum(like, sharp), kind="stable")
+    assert np.all(np.diff(both[order]) >= 0) and np.all(both <= np.maximum(like, sharp) + 1.5 / 4001)

@@ -29,8 +29,8 @@ def distill(
 
     Ranks of every layer's activations with intervals (samples resampled); for every chain of neurons, channels or heads
     the fewest from which its reader's output follows linearly; how alike the layers of teacher and student are. Then
-    ``.student(width=0.25, depth=3)`` gives a shrunk copy, ``.state_dict(your_student)`` the numbers for a module of
-    your own, ``.loss(...)`` principal-subspace losses, ``.train(student, steps=...)`` a small training loop.
+    ``.student(width=0.25, depth=3, stream=384)`` gives a shrunk copy, ``.state_dict(your_student)`` the numbers for a
+    module of your own, ``.loss(...)`` principal-subspace losses, ``.train(student, steps=...)`` a small training loop.
 
         keep J by forward selection on y = W h;    W' = W H[:, J] H[J, J]^-1,    H = E[h h^T] about the mean
 
@@ -51,7 +51,7 @@ def distill(
     Cost: two passes over the data, an eigendecomposition of every layer's input moments, n^3 / 2 a chain of n units.
 
     Reference: Chen, Billings & Luo 1989, doi:10.1080/00207178908953472 (forward selection); Kornblith et al.
-    2019, arXiv 1905.00414 (CKA).
+    2019, arXiv 1905.00414 (CKA); Ashkboos et al. 2024, arXiv 2401.15024 (rotations of the stream).
 
     >>> import torch, netspectra as ns
     >>> _ = torch.manual_seed(0)

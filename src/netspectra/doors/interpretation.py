@@ -29,9 +29,10 @@ def interpret(
         OV_h = O_h V_h,   QK_h = Q_h^T K_h,   W_in,   W_out;    sigma_i u_i v_i^T  ->  tokens near v_i, tokens near u_i
 
     The circuits of a head are decomposed as thin factors; no d x d matrix is formed. A list is called coherent only
-    where its tokens are more alike than those of random directions, which is what rotated weights give, and sharp where
-    they stand out further; each with its false discovery rate over all lists. A direction is called reliable (separable
-    from its neighbours) where rounding of the stored weights is not expected to turn it by 30 degrees.
+    where its tokens are more alike and stand out further than those of random directions, which is what rotated weights
+    give, and sharp where they stand out; each with its false discovery rate over all directions. A direction is called
+    reliable (separable from its neighbours) where rounding of the stored weights is not expected to turn it by 30
+    degrees.
 
     Args:
         origin: a checkpoint's path (safetensors, GGUF, ...), or a live module.

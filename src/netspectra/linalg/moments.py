@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,29 @@ class Moments:
             return (1 - share) * self._sum() + weight * other._sum()
 
         return Moments(held, (1 - share) * self.sum + weight * other.sum, self.count, self.diagonal)
+
+    @classmethod
+    def summed(cls, parts: Sequence[Moments]) -> Moments:
+        """What several saw, added in their order. Nothing is loaded yet.
+
+        >>> a, b = Moments.zeros(1).add_(torch.ones(4, 1)), Moments.zeros(1).add_(3 * torch.ones(2, 1))
+        >>> both = Moments.summed([a, b])
+        >>> both.total.item(), both.count
+        (22.0, 6.0)
+        """
+
+        def held() -> Tensor:
+            first, *others = parts
+            found = first._sum().clone()
+            for other in others:
+                found += other._sum()
+            return found
+
+        first, *others = parts
+        total = first.sum.clone()
+        for other in others:
+            total += other.sum
+        return cls(held, total, sum(part.count for part in parts), first.diagonal)
 
     @property
     def total(self) -> Tensor:
@@ -210,7 +234,8 @@ def save_moments(moments: Mapping[str, Moments], path: str | Path, about: Mappin
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".netspectra-", suffix=".part")
         os.close(handle)
         try:
-            save_file(tensors, temporary, metadata={"netspectra": "moments", **about})
+            # one entry: safetensors writes several in an order that changes from one call to the next
+            save_file(tensors, temporary, metadata={"netspectra": json.dumps({"moments": dict(about)})})
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -242,8 +267,8 @@ def load_moments(path: str | Path) -> tuple[dict[str, Moments], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
-            if about.pop("netspectra", "") != "moments":
+            about = _about(file.metadata())
+            if about is None:
                 raise InputRefused(f"{path}: holds no moments; give the file that a calibration wrote")
             keys = set(file.keys())
             found = {}
@@ -257,3 +282,12 @@ def load_moments(path: str | Path) -> tuple[dict[str, Moments], dict[str, str]]:
     except (SafetensorError, FileNotFoundError) as wrong:
         raise InputRefused(f"{path}: is no safetensors file of moments: {wrong}") from None
     return found, about
+
+
+def _about(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
+    """What a file says that its moments were taken from; None for another kind of file."""
+    try:
+        said = json.loads((metadata or {}).get("netspectra", ""))["moments"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return {str(key): str(value) for key, value in said.items()} if isinstance(said, dict) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -18,7 +19,10 @@ __all__ = ["Spill"]
 
 @dataclass(eq=False)
 class Spill:
-    """A nameless temporary file (``TMPDIR`` says where); it goes when the last of its tensors goes.
+    """A nameless temporary file; it goes when the last of its tensors goes.
+
+    Attributes:
+        folder: where it lies; None: where ``TMPDIR`` says.
 
     >>> load = Spill().put(torch.arange(6).reshape(2, 3))
     >>> load()
@@ -26,7 +30,12 @@ class Spill:
             [3, 4, 5]])
     """
 
-    _file: IO[bytes] = field(default_factory=tempfile.TemporaryFile, repr=False)
+    folder: Path | None = None
+    _file: IO[bytes] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Open the file."""
+        self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  (open as long as a tensor of it is held)
 
     def put(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Write a tensor of any dtype; what comes back loads it, on its device.
@@ -40,8 +49,10 @@ class Spill:
             flat.numpy().tofile(self._file)
             self._file.flush()
         except OSError as wrong:
-            folder = tempfile.gettempdir()
-            raise EnvironmentFailure(f"{folder}: full ({wrong.strerror}); set TMPDIR to a roomier disk") from None
+            folder = self.folder or tempfile.gettempdir()
+            raise EnvironmentFailure(
+                f"{folder}: full ({wrong.strerror}); temporary data goes there, take a roomier disk (TMPDIR or -o)"
+            ) from None
         return _Waiting(self._file, place, flat.numel(), tuple(tensor.shape), tensor.dtype, tensor.device)
 
 
@@ -56,7 +67,15 @@ class _Waiting:
     dtype: torch.dtype
     device: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to another process as the tensor itself."""
+        return _arrived, (self(),)
+
     def __call__(self) -> Tensor:
         self.file.seek(self.place)
         found = torch.from_numpy(np.fromfile(self.file, dtype=np.uint8, count=self.size))
         return found.view(self.dtype).reshape(self.shape).to(self.device)
+
+
+def _arrived(tensor: Tensor) -> Tensor:
+    return tensor

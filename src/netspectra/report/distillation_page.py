@@ -6,12 +6,13 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netspectra.report.pictures import html_page
+from netspectra.report.pictures import INKS, html_page
 
 __all__ = ["render_distillation"]
 
 SHOWN = 6  # layers whose spectra are drawn
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8568f", "#c98a00", "#6b4fa0")
+SHADES = {"plain": 0.45, "used": 1.0}
+BLUE, PALE, GROUND = INKS[0], "#6b7686", "#ffffff"
 
 
 def render_distillation(document: Mapping[str, Any]) -> str:
@@ -25,13 +26,17 @@ def render_distillation(document: Mapping[str, Any]) -> str:
     body = [f"<p>{document['samples']} samples, {len(layers)} layers.</p>"]
     body += [f"<p>{html.escape(note)}</p>" for note in document["notes"]]
     figures = [_shares(layers), _spectra(layers)]
-    below = [_layers(layers)]
+    below = []
     if document.get("widths"):
-        rows = [[w["name"], w["kind"], w["width"], w["suggested"], w["tenth"]] for w in document["widths"]]
+        rows = [
+            [w["name"], w["kind"], w["width"], _interval(w["suggested"]), _interval(w["tenth"])]
+            for w in document["widths"]
+        ]
         head = ["chain", "units", "now", "for 1 % of the variance", "for 10 %"]
         below.append("<h2>How narrow it may become</h2>" + _table(head, rows))
     if document.get("likeness"):
         figures.append(_likeness(document["likeness"]))
+    below.append(_layers(layers))
     return html_page(title, "".join(body), figures, "".join(below))
 
 
@@ -39,8 +44,8 @@ def _figure(title: str, height: int) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    margin = {"l": 10, "r": 10, "t": 60, "b": 40}
-    figure.update_layout(title=title, template="plotly_white", height=height, margin=margin)
+    margin = {"l": 10, "r": 10, "t": 30, "b": 40}
+    figure.update_layout(title=title, height=height, margin=margin)
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     return figure
@@ -52,7 +57,7 @@ def _shares(layers: Sequence[Mapping[str, Any]]) -> Any:
 
     figure = _figure("Share of directions that hold 90 % of the energy", 260 + 22 * len(layers))
     names = [_label(one["name"]) for one in layers]
-    for what, text, colour in (("plain", "weights alone", "#9aa6b5"), ("used", "action on the data", "#0072b2")):
+    for what, text, colour in (("plain", "weights alone", PALE), ("used", "action on the data", BLUE)):
         x = [one[what]["k90"]["value"] / one[what]["size"] for one in layers]
         errors: dict[str, Any] = {}
         if what == "used":
@@ -61,7 +66,9 @@ def _shares(layers: Sequence[Mapping[str, Any]]) -> Any:
             low = [v - b / size for v, b, size in zip(x, bounds["low"], sizes, strict=True)]
             high = [b / size - v for v, b, size in zip(x, bounds["high"], sizes, strict=True)]
             errors = {"error_x": {"type": "data", "array": high, "arrayminus": low, "thickness": 1}}
-        figure.add_trace(go.Bar(y=names, x=x, name=text, orientation="h", marker_color=colour, **errors))
+        figure.add_trace(
+            go.Bar(y=names, x=x, name=text, orientation="h", marker_color=colour, opacity=SHADES[what], **errors)
+        )
     figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
@@ -75,7 +82,7 @@ def _spectra(layers: Sequence[Mapping[str, Any]]) -> Any:
     figure = _figure("Share of the energy in each direction (dotted: the weights alone)", 520)
     count = min(SHOWN, len(layers))
     shown = [layers[i * (len(layers) - 1) // max(1, count - 1)] for i in range(count)]
-    for one, colour in zip(shown, COLOURS, strict=False):
+    for one, colour in zip(shown, INKS, strict=False):
         for what, dash in (("used", "solid"), ("plain", "dot")):
             use = one[what]
             figure.add_trace(
@@ -91,7 +98,7 @@ def _spectra(layers: Sequence[Mapping[str, Any]]) -> Any:
             )
     figure.update_layout(legend={"orientation": "h", "y": -0.2})
     figure.update_xaxes(type="log", title="direction")
-    figure.update_yaxes(type="log", title="share", range=[-6, 0], exponentformat="power")
+    figure.update_yaxes(type="log", title="share", range=[-6, 0], dtick=1)
     return figure
 
 
@@ -100,16 +107,23 @@ def _likeness(pairs: Sequence[Mapping[str, Any]]) -> Any:
 
     rows = list(dict.fromkeys(one["teacher"] for one in pairs))
     columns = list(dict.fromkeys(one["student"] for one in pairs))
-    cells = {(one["teacher"], one["student"]): one["cka"] for one in pairs}
+    cells = {(one["teacher"], one["student"]): one for one in pairs}
+    grid = [[cells.get((a, b)) for b in columns] for a in rows]
     figure = _figure("Likeness of representations (debiased CKA), teacher by student", 320 + 18 * len(rows))
     figure.add_trace(
         go.Heatmap(
-            z=[[cells.get((a, b)) for b in columns] for a in rows],
+            z=[[one and one["cka"] for one in row] for row in grid],
+            customdata=[
+                [one and [one[key] for key in ("cosine", "chance", "k", "procrustes")] for one in row] for row in grid
+            ],
+            hovertemplate="teacher %{y}<br>student %{x}<br>CKA %{z:.3f}<br>cosine of %{customdata[2]} principal angles "
+            "%{customdata[0]:.2f} (chance %{customdata[1]:.2f})<br>Procrustes %{customdata[3]:.2f}<extra></extra>",
             x=[_label(name) for name in columns],
             y=[_label(name) for name in rows],
             zmin=0,
             zmax=1,
-            colorscale="Blues",
+            colorscale=[[0, GROUND], [1, BLUE]],
+            colorbar={"thickness": 12, "outlinewidth": 0},
         )
     )
     figure.update_yaxes(autorange="reversed")
@@ -117,7 +131,7 @@ def _likeness(pairs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
-    head = ["layer", "shape", "rank of inputs", "k90", "k99", "weights: k90", "action: k90", "action: k99"]
+    head = ["layer", "shape", "inputs: rank", "inputs: k90", "k99", "weights: k90", "action: k90", "k99"]
     rows = [
         [
             one["name"],
@@ -142,7 +156,7 @@ def _interval(value: Mapping[str, Any]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     first = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{first}</tr>{lines}</table>"
+    return f'<div class="wide"><table class="numbers"><tr>{first}</tr>{lines}</table></div>'
 
 
 def _label(name: str) -> str:

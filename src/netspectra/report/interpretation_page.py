@@ -10,7 +10,7 @@ from netspectra.report.page import assembled, asset
 __all__ = ["render_interpretation"]
 
 SCRIPTS = ("text.js", "theme.js", "interpretation.js")
-LIST = ("side", "sign", "likeness", "sharpness", "p_likeness", "p_sharpness", "coherent", "sharp")
+LIST = ("side", "sign", "likeness", "sharpness", "p_likeness", "p_sharpness", "p", "coherent", "sharp")
 
 
 def render_interpretation(document: Mapping[str, Any]) -> str:

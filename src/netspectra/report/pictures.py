@@ -5,49 +5,70 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from netspectra.report.page import content_policy, encode, guarded_styles
+from netspectra.report.page import assembled, asset, heatmap_styles
 
-__all__ = ["html_page"]
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c1c1c }
-table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
-table { font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
-figure { margin: 1rem 0; background: #fff; border-radius: 6px; overflow-x: auto }
-@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e4e4e4 } th, td { border-color: #3a3d44 } }
-"""
+__all__ = ["COLOURS", "INKS", "html_page"]
+
+RAISED = "font-size:70%"  # the style attribute that the charts' library writes on exponents
+SCRIPTS = ("text.js", "theme.js", "plots.js", "pictures.js")
+# A figure is made in the colours of the light theme; on a page each stands for its name in the style sheet.
+COLOURS = {
+    "#0072b2": "data-1",
+    "#d55e00": "data-2",
+    "#009e73": "data-3",
+    "#b8568f": "data-4",
+    "#c98a00": "data-5",
+    "#4a9fd4": "data-6",
+    "#6b4fa0": "data-7",
+    "#5c5f66": "data-8",
+    "#b3261e": "error",
+    "#6b7686": "faint",
+    "#566273": "muted",
+    "#ffffff": "surface",
+}
+INKS = [colour for colour, name in COLOURS.items() if name.startswith("data-")]
 
 
-def html_page(title: str, body: str, figures: Sequence[Any], below: str = "") -> str:
-    """A self-contained page: nothing is loaded, and only its own scripts run.
+def html_page(title: str, body: str, figures: Sequence[go.Figure], below: str = "") -> str:
+    """A self-contained page in the report's two themes: nothing is loaded, and only its own scripts run.
 
     Args:
         title: plain text.
         body: markup of ours, in which everything foreign is escaped.
-        figures: plotly figures, drawn after the body.
+        figures: drawn after the body, each under its own title; colours of `COLOURS` follow the theme.
         below: markup that follows them.
     """
     from plotly.offline import get_plotlyjs
 
-    library = get_plotlyjs()
-    data = encode([json.loads(figure.to_json()) for figure in figures])
-    script = (
-        "JSON.parse(document.getElementById('figures').textContent).forEach((figure, place) => "
-        "Plotly.newPlot(`figure${place}`, figure.data, figure.layout, {displaylogo: false, responsive: true}));"
+    library = get_plotlyjs() if figures else ""
+    drawn = [_plain(figure) for figure in figures]
+    places = "".join(
+        f'<figure><figcaption>{one["title"]}</figcaption><div id="figure{place}"></div></figure>'
+        for place, one in enumerate(drawn)
     )
-    policy = content_policy(scripts=(script, library), styles=(STYLE, ""))
-    places = "".join(f'<figure id="figure{place}"></figure>' for place in range(len(figures)))
-    stand_ins = "".join(f'<template id="{name}"></template>' for name in guarded_styles(library))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>{body}{places}{below}{stand_ins}"
-        f'<script type="application/json" id="figures">{data}</script>'
-        f"<script>{library}</script><script>{script}</script></body></html>\n"
+    markup = f"<h1>{html.escape(title)}</h1>\n{body}\n{places}\n{below}"
+    template = asset("head.html") + asset("pictures.html").replace("$body", markup.replace("$", "$$"))
+    cells = any(trace["type"] == "heatmap" for one in drawn for trace in one["data"])
+    return assembled(
+        template,
+        SCRIPTS,
+        {"colours": COLOURS, "figures": drawn},
+        title=html.escape(title),
+        styles=("report.css", "pictures.css"),
+        library=library,
+        attributes=[*(heatmap_styles(library) if cells else ()), RAISED],
     )
+
+
+def _plain(figure: go.Figure) -> dict[str, Any]:
+    """A figure's traces and layout without the library's own theme, its title apart."""
+    found = json.loads(str(figure.to_json()))
+    layout = found["layout"]
+    layout.pop("template", None)
+    title = layout.pop("title", {}).get("text", "")
+    return {"title": title, "data": found["data"], "layout": layout}

@@ -5,63 +5,20 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from netspectra.report.page import content_policy, encode, guarded_styles
+from netspectra.report.pictures import INKS, html_page
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["decisions_table", "render_plan"]
 
+SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "cross-open", "x-open", "star-open")
 CAPTION = (
     "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, "
     "and samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
 )
-RAISED = "font-size:70%"  # the style attribute that the charts' library writes on exponents
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --quiet: #5b6675; --line: #d8dee6; --page: #fff; --bar: #3f6fb5; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9f0; --quiet: #9aa6b5; --line: #333c48; --page: #14181d; --bar: #7ba7e8; }
-}
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .3rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-p, .quiet { color: var(--quiet); margin: .3rem 0 }
-.cards { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1rem 0 }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .9rem; min-width: 9rem }
-.card b { display: block; font-size: 1.25rem; font-weight: 600 }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap }
-td.number, th.number { text-align: right }
-td.reason { white-space: normal; min-width: 14rem; padding-left: .6rem; color: var(--quiet) }
-code { font-size: .92em } tr.left td { color: var(--quiet) }
-#frontier { height: 28rem } @media (max-width: 600px) { #frontier { height: 34rem }
-  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem } }
-"""
-
-SCRIPT = """
-(() => {
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const library = document.getElementById("library");
-const place = document.getElementById("frontier");
-if (!place || !library) return;
-const script = document.createElement("script");
-script.textContent = library.textContent;
-document.head.append(script);
-const draw = () => {
-  const style = getComputedStyle(document.documentElement);
-  const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-  const axis = { color: ink, gridcolor: line, zerolinecolor: line };
-  const layout = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
-    margin: { t: 10, r: 10, b: innerWidth < 600 ? 190 : 110, l: 70 },
-    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", entrywidth: 210 },
-    xaxis: { ...axis, title: { text: "bytes of the selected weights" }, nticks: innerWidth < 600 ? 4 : 9 },
-    yaxis: { ...axis, type: "log", dtick: 1, title: { text: "loss a sample" }, exponentformat: "power" } };
-  Plotly.react(place, data.traces, layout, { displaylogo: false, responsive: true, showSendToCloud: false });
-};
-draw();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-})();
-"""
 
 
 def render_plan(document: Mapping[str, Any]) -> str:
@@ -70,56 +27,41 @@ def render_plan(document: Mapping[str, Any]) -> str:
     Args:
         document: `netspectra.plan.Plan.to_dict`.
     """
-    from plotly.offline import get_plotlyjs
-
-    library = get_plotlyjs()
+    verb = html.escape(str(document["verb"]))
     traces = _traces(document)
-    policy = content_policy(scripts=(SCRIPT, library), styles=(STYLE, ""), attributes=(RAISED,))
-    stand_ins = "".join(f'<template id="{name}"></template>' for name in guarded_styles(library))
-    picture = f'<h2>Size against loss</h2><div id="frontier"></div><p>{CAPTION}</p>' if traces else ""
-    body = "\n".join(
-        [
-            f"<h1>netspectra {html.escape(str(document['verb']))}</h1>",
-            f'<p class="quiet">{_asked(document["options"])}</p>',
-            _cards(document),
-            *(f"<p>{html.escape(note)}</p>" for note in document["notes"]),
-            picture,
-            _quality(document),
-            "<h2>Every layer</h2>",
-            decisions_table(document),
-        ]
+    body = [
+        f"<p>{_asked(document['options'])}</p>",
+        _cards(document),
+        *(f"<p>{html.escape(note)}</p>" for note in document["notes"]),
+    ]
+    below = [
+        f"<p>{CAPTION}</p>" if traces else "",
+        _quality(document),
+        "<h2>Every layer</h2>",
+        decisions_table(document),
+    ]
+    return html_page(f"netspectra {verb}", "\n".join(body), [_frontier(traces)] if traces else [], "\n".join(below))
+
+
+def _frontier(traces: Sequence[Mapping[str, Any]]) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(data=traces)
+    figure.update_layout(
+        title="Size against loss",
+        height=480,
+        colorway=INKS,
+        margin={"t": 10, "r": 20, "b": 130, "l": 70},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "entrywidth": 210},
     )
-    charts = f'<script type="text/plain" id="library">{library}</script>' if traces else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>netspectra {html.escape(str(document['verb']))}</title><style>{STYLE}</style>"
-        f"{stand_ins}</head><body>\n"
-        f'{body}\n<script type="application/json" id="data">{encode({"traces": traces})}</script>'
-        f"{charts}<script>{SCRIPT}</script></body></html>\n"
-    )
+    figure.update_xaxes(title="bytes of the selected weights", tickformat="~s", nticks=6)
+    figure.update_yaxes(title="loss a sample", type="log", dtick=1)
+    return figure
 
 
 def _asked(options: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in options.items() if value not in (False, None, [], "")}
-    return html.escape(", ".join(f"{name} {_plain(value)}" for name, value in shown.items()))
-
-
-def _plain(value: Any) -> str:
-    """A value of the options as people write it.
-
-    >>> _plain({"group": 64, "ranks": [0, 8], "weighed": True}), _plain(94016.0), _plain("int4")
-    ('(group 64, ranks 0 8, weighed)', '94016', 'int4')
-    """
-    if isinstance(value, Mapping):
-        some = {name: one for name, one in value.items() if one is not False}
-        return f"({', '.join(name if one is True else f'{name} {_plain(one)}' for name, one in some.items())})"
-    if isinstance(value, list | tuple):
-        return " ".join(map(_plain, value))
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return json.dumps(value).strip('"')
+    return html.escape(", ".join(f"{name} {json.dumps(value).strip(chr(34))}" for name, value in shown.items()))
 
 
 def _cards(document: Mapping[str, Any]) -> str:
@@ -131,7 +73,7 @@ def _cards(document: Mapping[str, Any]) -> str:
             cards.append((f"{after:,}", f"{what} ({after / max(before, 1):.1%} of {before:,})"))
         if document.get("verb") == "quantize":
             bits = 8 * totals["selected_after"]["bytes"] / max(totals["selected_before"]["parameters"], 1)
-            cards.append((f"{bits:.2f}", "bits a number of the selected layers, scales and biases included"))
+            cards.append((f"{bits:.2f}", "bits a number of the selected weights, scales included"))
         else:
             kept = totals["selected_after"]["parameters"] / max(totals["selected_before"]["parameters"], 1)
             cards.append((f"{kept:.1%}", "of the selected weights kept"))
@@ -270,7 +212,8 @@ def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "drawn" in held:
         points.append(("bits drawn at random, measured", held["drawn"]["loss"], held["drawn"]["bytes"]))
     points += [(f"rounded to {name}, measured", f["loss"], f["bytes"]) for name, f in held.get("rounding", {}).items()]
-    for name, loss, size in points:
+    for place, (name, loss, size) in enumerate(points):
         if loss > 0:
-            traces.append({"name": name, "mode": "markers", "marker": {"size": 11}, "x": [size], "y": [loss]})
+            marker = {"size": 11, "symbol": SYMBOLS[place % len(SYMBOLS)]}  # open: two may lie on one another
+            traces.append({"name": name, "mode": "markers", "marker": marker, "x": [size], "y": [loss]})
     return traces

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from netspectra.errors import EnvironmentFailure
+from netspectra.run.job import Job
 from netspectra.weight import Weight
 
 try:
@@ -15,7 +16,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-__all__ = ["BASE", "UNKNOWN", "cores", "flops", "memory", "must_fit", "working_set"]
+__all__ = ["BASE", "UNKNOWN", "cores", "described", "flops", "memory", "must_fit", "working_set"]
 
 UNKNOWN = 1 << 62  # what `memory` says where nothing tells
 BASE = 1 << 30  # bytes for the interpreter, the libraries and their buffers
@@ -41,7 +42,7 @@ def memory() -> int:
     return min((limit for limit in limits if limit > 0), default=UNKNOWN)
 
 
-def must_fit(weights: Iterable[Weight]) -> None:
+def must_fit(weights: Iterable[Weight | Job]) -> None:
     """Refuse a weight that cannot be analysed here before any work, rather than be killed by the system in the middle.
 
     Args:
@@ -55,28 +56,36 @@ def must_fit(weights: Iterable[Weight]) -> None:
     for weight in weights:
         need = working_set(weight) + weight.nbytes + weight.beside + BASE
         if need > there:
-            m, n = weight.shape
             raise EnvironmentFailure(
-                f"{weight.name!r} ({m} x {n}) needs up to {need / 1e9:.1f} GB of memory, there are {there / 1e9:.1f}. "
+                f"{described(weight)} needs up to {need / 1e9:.1f} GB of memory, there are {there / 1e9:.1f}. "
                 "--exclude it, or take a larger machine"
             )
 
 
-def working_set(weight: Weight) -> int:
+def described(weight: Weight | Job) -> str:
+    """Its name, and its shape where it has one."""
+    return repr(weight.name) if isinstance(weight, Job) else f"{weight.name!r} ({' x '.join(map(str, weight.shape))})"
+
+
+def working_set(weight: Weight | Job) -> int:
     """Bytes that analysing the weight takes at its peak: its tensor, and 24 bytes per entry of the smaller square.
 
-    Of factors: both in float64, with room to reduce them.
+    Of factors: both in float64, with room to reduce them. Of a job: nothing beside what it says itself.
     """
+    if isinstance(weight, Job):
+        return 0
     if weight.factors:
         return weight.nbytes + 24 * sum(weight.shape) * weight.factors.rank
     return weight.nbytes + 24 * min(weight.shape) ** 2
 
 
-def flops(weight: Weight) -> float:
+def flops(weight: Weight | Job) -> float:
     """Float64 operations that its singular values take: m n min(m, n) + 4/3 min(m, n)^3, block by block.
 
-    Of m x r and r x n factors: 2 (m + n) r^2 + 22 r^3.
+    Of m x r and r x n factors: 2 (m + n) r^2 + 22 r^3. Of a job: what it says.
     """
+    if isinstance(weight, Job):
+        return weight.flops
     if weight.factors:
         return 2 * sum(weight.shape) * weight.factors.rank**2 + 22 * weight.factors.rank**3
     groups = weight.layout.groups

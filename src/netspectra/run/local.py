@@ -6,15 +6,17 @@ result the same for any number of workers. The libraries release the interpreter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
 from netspectra.linalg.threads import threads
 from netspectra.run.cost import UNKNOWN, cores, memory, must_fit, working_set
+from netspectra.run.job import Job
 from netspectra.weight import Weight
 
+W = TypeVar("W", bound=Weight | Job)
 R = TypeVar("R")
 
 __all__ = ["LocalRun", "alone", "serial"]
@@ -24,7 +26,7 @@ MANY = 4  # workers beyond which a fixed budget would leave them idle
 ALONE = 1 << 30  # bytes of work beside the tensor from which a weight runs alone, with every processor to itself
 
 
-def serial(function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
+def serial(function: Callable[[W], R], weights: Iterable[W]) -> Iterator[tuple[W, R]]:
     """One after another in this thread: the reference that every other engine must agree with."""
     with threads(1):
         for weight in weights:
@@ -46,7 +48,7 @@ class LocalRun:
     workers: int = 0
     budget: int = 0
 
-    def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
+    def __call__(self, function: Callable[[W], R], weights: Iterable[W]) -> Iterator[tuple[W, R]]:
         """Apply ``function`` to every weight; large ones wait until their bytes fit beside those in work."""
         queue = list(weights)
         must_fit(queue)
@@ -62,19 +64,19 @@ class LocalRun:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _budget(queue: list[Weight], workers: int) -> int:
+def _budget(queue: Sequence[Weight | Job], workers: int) -> int:
     """What the promise on memory allows; where many processors would stand idle under it, half of what there is."""
     promised = max((working_set(w) + w.nbytes + w.beside for w in queue), default=0) + SLACK
     there = memory()
     return max(promised, there // 2) if workers > MANY and there < UNKNOWN else promised
 
 
-def alone(weight: Weight) -> bool:
-    """Whether a weight is so large that it runs with nothing beside it and several threads of linear algebra."""
-    return working_set(weight) - weight.nbytes > ALONE
+def alone(weight: Weight | Job) -> bool:
+    """Whether it runs with nothing beside it and several threads of linear algebra: a weight that is large, any job."""
+    return isinstance(weight, Job) or working_set(weight) - weight.nbytes > ALONE
 
 
-def _widely(function: Callable[[Weight], R], weight: Weight) -> R:
+def _widely(function: Callable[[W], R], weight: W) -> R:
     """Run with every processor; only while nothing else runs, since the setting is the whole process's."""
     with threads(cores()):
         return function(weight)
@@ -88,9 +90,9 @@ def _one_torch_thread() -> None:
 
 
 def _drive(
-    pool: ThreadPoolExecutor, function: Callable[[Weight], R], queue: list[Weight], budget: int, workers: int
-) -> Iterator[tuple[Weight, R]]:
-    running: dict[Future[R], Weight] = {}
+    pool: ThreadPoolExecutor, function: Callable[[W], R], queue: list[W], budget: int, workers: int
+) -> Iterator[tuple[W, R]]:
+    running: dict[Future[R], W] = {}
     used, place = 0, 0
     while place < len(queue) or running:
         while place < len(queue) and len(running) < workers:

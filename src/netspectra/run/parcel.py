@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from netspectra.errors import EnvironmentFailure, InputRefused
+from netspectra.run.job import Job
 from netspectra.weight import Weight
 
 __all__ = ["pack", "unpack"]
@@ -66,18 +67,21 @@ def _size(path: str) -> int:
         return MISSING
 
 
-def pack(weight: Weight) -> bytes:
-    """The weight as bytes, some hundreds of them.
+def pack(weight: Weight | Job) -> bytes:
+    """The weight or job as bytes, some hundreds of them.
 
     Raises:
         InputRefused: it holds its numbers itself: a live module, a dict of tensors.
     """
     file = io.BytesIO()
-    _Packer(file, weight.name).dump(weight)
+    try:
+        _Packer(file, weight.name).dump(weight)
+    except (pickle.PicklingError, AttributeError) as wrong:  # a lambda, or a function within another
+        raise InputRefused(f"{weight.name!r} cannot travel: {wrong}; functions have to stand in a module") from None
     return file.getvalue()
 
 
-def unpack(parcel: bytes) -> Weight:
+def unpack(parcel: bytes) -> Any:
     """Undo `pack`, on any machine.
 
     Raises:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -26,11 +26,13 @@ from typing import Any, TypeVar
 
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.linalg.threads import threads
-from netspectra.run.cost import cores, flops, working_set
+from netspectra.run.cost import cores, described, flops, working_set
+from netspectra.run.job import Job
 from netspectra.run.local import alone
 from netspectra.run.parcel import pack, unpack
 from netspectra.weight import Weight
 
+W = TypeVar("W", bound=Weight | Job)
 R = TypeVar("R")
 
 __all__ = ["RayRun"]
@@ -40,6 +42,7 @@ STEP = 128 << 20  # memory is asked for in such steps: tasks of one demand share
 STORE = 100 << 20  # bytes of the private cluster's object store: findings are small
 AHEAD = 2  # weights handed out for every processor, so that none waits for the driver
 LOOK = 1.0  # seconds between two looks at how large the cluster is
+PATIENCE = 300.0  # seconds that a node of the private cluster may take to start; Ray gives up after 30
 PACKAGES = ("netspectra", "torch", "numpy", "scipy")  # what decides on the numbers, must be the same everywhere
 SOCKETS = 30  # letters of a folder's name beyond which Ray's sockets in it would get too long a name
 TOLD = 300  # letters of a message of Ray's that are shown
@@ -89,7 +92,13 @@ class RayRun:
     def _where(self) -> str:
         return self.address or os.environ.get("RAY_ADDRESS") or "local"
 
-    def __call__(self, function: Callable[[Weight], R], weights: Iterable[Weight]) -> Iterator[tuple[Weight, R]]:
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Stay with one cluster over several maps: a private one starts and ends once."""
+        with _connected(self):
+            yield
+
+    def __call__(self, function: Callable[[W], R], weights: Iterable[W]) -> Iterator[tuple[W, R]]:
         """Apply ``function`` to every weight; results come as they are ready.
 
         Raises:
@@ -105,12 +114,12 @@ class RayRun:
             yield from _drive(ray, self, function, queue)
 
 
-def _drive(ray: Any, run: RayRun, function: Callable[[Weight], R], queue: list[Weight]) -> Iterator[tuple[Weight, R]]:
+def _drive(ray: Any, run: RayRun, function: Callable[[W], R], queue: list[W]) -> Iterator[tuple[W, R]]:
     room, widest = _room(ray, run, queue)
     handed = ray.put(function)
     task = ray.remote(max_retries=run.retries, retry_exceptions=False, num_gpus=run.gpus)(_carry_out)
     wide = cores()
-    pending: dict[Any, Weight] = {}
+    pending: dict[Any, W] = {}
     place, looked = 0, time.monotonic()
     try:
         while place < len(queue) or pending:
@@ -133,7 +142,7 @@ def _drive(ray: Any, run: RayRun, function: Callable[[Weight], R], queue: list[W
             ray.cancel(ref, force=True)
 
 
-def demanded(weight: Weight) -> int:
+def demanded(weight: Weight | Job) -> int:
     """Bytes that a weight's task asks the cluster for: its work, what lies beside it, and the process."""
     need = working_set(weight) + weight.nbytes + weight.beside + WORKER
     return -(-need // STEP) * STEP
@@ -144,15 +153,14 @@ def _handed_out(run: RayRun, there: Mapping[str, float]) -> int:
     return run.workers or max(AHEAD * int(there.get("CPU", 0)), AHEAD)
 
 
-def _room(ray: Any, run: RayRun, queue: list[Weight]) -> tuple[int, int]:
+def _room(ray: Any, run: RayRun, queue: Sequence[Weight | Job]) -> tuple[int, int]:
     """Weights to hand out, and processors of the widest node; refuse what no node can hold."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = max((int(node.get("memory", 0)) for node in nodes), default=0)
     for weight in queue:
         if demanded(weight) > largest:
-            m, n = weight.shape
             raise EnvironmentFailure(
-                f"{weight.name!r} ({m} x {n}) needs up to {demanded(weight) / 1e9:.1f} GB of memory, the largest node "
+                f"{described(weight)} needs up to {demanded(weight) / 1e9:.1f} GB of memory, the largest node "
                 f"offers {largest / 1e9:.1f}. --exclude it, or add a larger node first"
             )
     if run.gpus and not any(node.get("GPU", 0) >= min(run.gpus, 1) for node in nodes):
@@ -161,7 +169,7 @@ def _room(ray: Any, run: RayRun, queue: list[Weight]) -> tuple[int, int]:
     return _handed_out(run, ray.cluster_resources()), max(widest, 1)
 
 
-def _result(ray: Any, run: RayRun, ref: Any, weight: Weight) -> Any:
+def _result(ray: Any, run: RayRun, ref: Any, weight: Weight | Job) -> Any:
     try:
         return pickle.loads(ray.get(ref))
     except ray.exceptions.RayTaskError as wrong:
@@ -177,7 +185,7 @@ def _result(ray: Any, run: RayRun, ref: Any, weight: Weight) -> Any:
 # ---- on a worker -------------------------------------------------------------------------------------------------
 
 
-def _carry_out(function: Callable[[Weight], Any], parcel: bytes, n: int, wanted: Mapping[str, str]) -> bytes:
+def _carry_out(function: Callable[[Any], Any], parcel: bytes, n: int, wanted: Mapping[str, str]) -> bytes:
     """One weight, with ``n`` threads of linear algebra; the findings as bytes, so that none pins Ray's store."""
     _same_versions(wanted)
     with threads(n):
@@ -214,6 +222,7 @@ def _connected(run: RayRun) -> Iterator[Any]:
         options: dict[str, Any] = {}
         if run.private:
             undo.enter_context(_kept_to_itself())
+            undo.enter_context(patient())
             folder = undo.enter_context(_folder())
             options = {"num_cpus": run.workers or cores(), "object_store_memory": STORE, "_temp_dir": folder}
             options |= {"include_dashboard": False}
@@ -282,6 +291,25 @@ def _kept_to_itself() -> Iterator[None]:
     """
     settings = PRIVATE | {"RAY_AUTH_TOKEN": _token(), "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}
     with _environment(settings), _replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Wait for nodes that start inside the block as long as a busy machine may take."""
+    ask = importlib.import_module("ray._private.services").get_node
+
+    def answered(*given: Any) -> Any:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return ask(*given)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(LOOK)
+
+    with _replaced("ray._private.services", "get_node", answered):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from netspectra.errors import InputRefused
@@ -10,7 +11,7 @@ from netspectra.errors import InputRefused
 if TYPE_CHECKING:
     from netspectra.run import Run
 
-__all__ = ["check_device", "engine"]
+__all__ = ["check_device", "engine", "kept"]
 
 ENGINES = ("local", "ray")
 
@@ -43,6 +44,13 @@ def engine(
     if not quiet and made.private:
         print("starting Ray on this machine (15 to 30 seconds)", file=sys.stderr, flush=True)
     return made
+
+
+def kept(run: Run) -> AbstractContextManager[None]:
+    """One cluster for all that a command maps over."""
+    from netspectra.run.ray import RayRun
+
+    return run.joined() if isinstance(run, RayRun) else nullcontext()
 
 
 def check_device(device: str | None) -> None:

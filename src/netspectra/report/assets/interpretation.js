@@ -24,10 +24,10 @@ function wordNode(index, score) {
 }
 
 function endNode(list, kind) {
-  const facts = `likeness ${number(list.likeness, 2)} (p ${number(list.p_likeness, 2)}) · sharpness ${number(list.sharpness, 2)} (p ${number(list.p_sharpness, 2)})`;
+  const facts = `likeness ${number(list.likeness, 2)} (p ${number(list.p_likeness, 2)}) · sharpness ${number(list.sharpness, 2)} (p ${number(list.p_sharpness, 2)}) · both p ${number(list.p, 2)}`;
   return el("div", { class: `end ${list.coherent ? "coherent" : list.sharp ? "" : "dim"}` },
     el("h4", {}, `${list.sign > 0 ? "+" : "−"} ${KINDS[kind][list.side]}`,
-      el("small", {}, facts), list.coherent ? badge("ok", "coherent", "Its tokens are more alike than those of random directions") : null,
+      el("small", {}, facts), list.coherent ? badge("ok", "coherent", "Its tokens are more alike, and stand out further, than those of random directions") : null,
       list.sharp ? badge("note", "sharp", "Its tokens stand out further than those of random directions; they need not be alike") : null),
     el("ul", { class: "words" }, list.words.map((word, i) => wordNode(word, list.scores[i]))));
 }
@@ -54,8 +54,7 @@ function chosen() {
   const hit = (d) => !text || d.lists.some((list) => list.words.some((w) => found.words[w].toLowerCase().includes(text)));
   const some = all.filter((d) => (!state.kind || d.kind === state.kind) && (!state.layer || d.layer === state.layer)
     && (state.head === "" || d.head === Number(state.head)) && (!state.coherent || d.coherent) && (!state.reliable || d.reliable) && hit(d));
-  const p = (d) => Math.min(...d.lists.map((list) => list.p_likeness));
-  const orders = { layer: () => 0, certain: (a, b) => p(a) - p(b) || b.share - a.share, sigma: (a, b) => b.sigma - a.sigma, effect: (a, b) => (b.effect ?? -1) - (a.effect ?? -1) };
+  const orders = { layer: () => 0, certain: (a, b) => a.p - b.p || b.share - a.share, sigma: (a, b) => b.sigma - a.sigma, effect: (a, b) => (b.effect ?? -1) - (a.effect ?? -1) };
   return some.sort(orders[state.sort]);
 }
 

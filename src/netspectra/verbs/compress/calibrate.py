@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
 from netspectra.verbs.compress.structure import Structure, observe
 
-__all__ = ["Calibration", "calibrate", "fitting", "layers", "mixed", "rows", "samples_in", "spread_out"]
+__all__ = ["Calibration", "calibrate", "fitting", "joined", "layers", "mixed", "rows", "samples_in", "spread_out"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDEST = 12_288  # outputs whose second moment is kept: it takes 8 m^2 bytes, 19 GB for a vocabulary of 49152
@@ -40,9 +40,10 @@ class Calibration:
         owner: by module name, whose input moments are its own too (q, k and v share one).
         outputs: moments of the gradient at each module's output; empty without a backward pass.
         samples: how many samples were seen.
-        shapes: of the first batch's input, by module.
-        calls: how often a module ran in the first batch.
+        shapes: of the first input, by module.
+        calls: how often a module ran in the first batch, in the order in which they first ran.
         structure: which layers belong together.
+        path: the file that it was read from.
     """
 
     inputs: dict[str, Moments] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Calibration:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     structure: Structure = field(default_factory=Structure)
+    path: Path | None = None
 
     @property
     def order(self) -> list[str]:
@@ -92,7 +94,7 @@ class Calibration:
         if "calibration" not in strings:
             raise InputRefused(f"{path}: holds moments, but no calibration; give the file that a calibration wrote")
         try:
-            return cls._from(named, json.loads(strings["calibration"]))
+            return replace(cls._from(named, json.loads(strings["calibration"])), path=Path(path))
         except (KeyError, TypeError, ValueError) as wrong:
             raise InputRefused(f"{path}: lacks {wrong}: written by another version? Calibrate again") from None
 
@@ -229,13 +231,12 @@ class _Recorder:
 
     def _input(self, name: str, module: nn.Module, x: Tensor, keep: Tensor | None, identity: Tensor) -> None:
         found = self.found
-        if self.first:
-            found.calls[name] = found.calls.get(name, 0) + 1
-            found.shapes.setdefault(name, tuple(identity.shape))
+        found.calls[name] = found.calls.get(name, 0) + self.first
+        found.shapes.setdefault(name, tuple(identity.shape))
         sharable = not isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         owner = next((n for n, seen in self.seen if seen() is identity), None) if sharable else None
-        if self.first and name not in found.owner:
-            found.owner[name] = owner or name
+        if name not in found.owner:  # one that runs later than the first batch has seen less than its owner
+            found.owner[name] = owner if owner and self.first else name
         if found.owner[name] != name:
             if owner == found.owner[name]:
                 return
@@ -295,6 +296,30 @@ def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
     """Input moments of which ``share`` comes from another calibration of the same model; gradients stay the main's."""
     inputs = {name: m.mixed(other.inputs.get(name, m), share) for name, m in main.inputs.items()}
     return replace(main, inputs=inputs)
+
+
+def joined(parts: Sequence[Calibration]) -> Calibration:
+    """The calibration of all batches, from those of its shards, added in the order in which they are given.
+
+    Layers share an input where they did in every shard; the structure is the first one's.
+    """
+    calls, shapes = dict(parts[0].calls), dict(parts[0].shapes)
+    for part in parts[1:]:
+        calls |= {name: 0 for name in part.calls if name not in calls}
+        shapes = part.shapes | shapes
+    owners: dict[tuple[str | None, ...], str] = {}  # by what owns a layer's input in each shard
+    names = dict.fromkeys(name for part in parts for name in part.owner)
+    owner = {name: owners.setdefault(tuple(part.owner.get(name) for part in parts), name) for name in names}
+    inputs = {
+        name: Moments.summed([part.inputs[key] for part, key in zip(parts, keys, strict=True) if key is not None])
+        for keys, name in owners.items()
+    }
+    outputs = {
+        name: Moments.summed([part.outputs[name] for part in parts if name in part.outputs])
+        for name in dict.fromkeys(name for part in parts for name in part.outputs)
+    }
+    samples = sum(part.samples for part in parts)
+    return Calibration(inputs, owner, outputs, samples, shapes, calls, parts[0].structure)
 
 
 def calibrate(

@@ -33,7 +33,7 @@ from netspectra.verbs.compress.replace import DENSE, Key, Replacement, fitted, k
 from netspectra.verbs.compress.sites import Shrinkage, Sites, find_sites
 from netspectra.weight import Selection
 
-__all__ = ["Progress", "Workshop", "gathered", "opened", "split", "vocabulary"]
+__all__ = ["Data", "Progress", "Workshop", "gathered", "moments", "opened", "prepared", "split", "vocabulary"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of it is, 0 ... 1."""
@@ -132,26 +132,40 @@ def split(batches: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
     return kept, held
 
 
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Samples, cut into those that calibrate and those that judge.
+
+    Attributes:
+        batches: to calibrate with.
+        held: to judge with.
+        extra: to calibrate with, their tokens drawn anew.
+        objective: what is to be kept; None without data.
+    """
+
+    batches: list[Any] = field(default_factory=list)
+    held: list[Any] = field(default_factory=list)
+    extra: list[Any] = field(default_factory=list)
+    objective: Objective | None = None
+
+
+def prepared(model: nn.Module, options: CompressOptions, data: Any) -> Data:
+    """Cut the samples that a user gives."""
+    batches, held = split(gathered(model, data), options.held_out)
+    with untouched(model):
+        objective = as_objective(options.objective, model, batches[0])
+    return Data(batches, held, _extra(model, options, batches), objective)
+
+
 def opened(
     model: nn.Module, options: CompressOptions, data: Any, known: Calibration | None, progress: Progress
 ) -> tuple[Workshop, Objective | None]:
     """Calibrate, find the sites, and say what each can become; and the objective, where there is data."""
-    batches: list[Any] = []
-    held_batches: list[Any] = []
-    extra: list[Any] = []
-    objective = None
-    if data is not None:
-        batches, held_batches = split(gathered(model, data), options.held_out)
-        with untouched(model):
-            objective = as_objective(options.objective, model, batches[0])
-        extra = _extra(model, options, batches)
+    given = Data() if data is None else prepared(model, options, data)
+    objective = given.objective
     if known is None and data is not None:
-        selection = Selection(options.include, options.exclude)
-        wanted = {name: m for name, m in layers(model).items() if selection.accepts(f"{name}.weight")}
-        if not wanted:
-            raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
-        known = _moments(model, options, batches, extra, wanted, objective, progress)
-    held = HeldOut.of(model, held_batches, objective) if held_batches and objective else None
+        known = moments(model, options, given, progress)
+    held = HeldOut.of(model, given.held, objective) if given.held and objective else None
     method = options.method or ("plain" if known is None else "two_sided" if known.outputs else "whitened")
     sites = find_sites(
         model,
@@ -165,7 +179,7 @@ def opened(
     if not sites.found:
         raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
     clock = Clock()
-    shop = Workshop(model, options, batches + extra, held, known, sites, [], clock)
+    shop = Workshop(model, options, given.batches + given.extra, held, known, sites, [], clock)
     choices: dict[int, tuple[Choice, ...]] = {}
     for group in grouped(sites.found):  # what shares layers in a row: they are decomposed while at hand
         for site in group:
@@ -176,18 +190,16 @@ def opened(
     return shop, objective
 
 
-def _moments(
-    model: nn.Module,
-    options: CompressOptions,
-    batches: Sequence[Any],
-    extra: Sequence[Any],
-    wanted: Mapping[str, nn.Module],
-    objective: Objective | None,
-    progress: Progress,
+def moments(
+    model: nn.Module, options: CompressOptions, data: Data, progress: Progress = lambda what, share: None
 ) -> Calibration:
     """Moments of the batches, and a share of them from the same batches with other tokens."""
-    objective = objective if options.backward else None
-    count = sum(map(samples_in, [*batches, *extra]))
+    selection = Selection(options.include, options.exclude)
+    wanted = {name: m for name, m in layers(model).items() if selection.accepts(f"{name}.weight")}
+    if not wanted:
+        raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
+    objective = data.objective if options.backward else None
+    count = sum(map(samples_in, [*data.batches, *data.extra]))
 
     def run(some: Sequence[Any], before: int, loss: Objective | None) -> Calibration:
         return calibrate(
@@ -200,8 +212,8 @@ def _moments(
             progress=lambda samples: progress("calibrating", (before + samples) / count),
         )
 
-    main = run(batches, 0, objective)
-    return mixed(main, run(extra, main.samples, None), options.spread) if extra else main
+    main = run(data.batches, 0, objective)
+    return mixed(main, run(data.extra, main.samples, None), options.spread) if data.extra else main
 
 
 def _extra(model: nn.Module, options: CompressOptions, batches: Sequence[Any]) -> list[Any]:

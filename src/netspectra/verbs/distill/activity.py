@@ -18,7 +18,7 @@ from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration, rows,
 from netspectra.verbs.compress.objective import token_mask
 from netspectra.verbs.compress.sites import matrix
 
-__all__ = ["Activity", "Use", "activities"]
+__all__ = ["Activity", "Use", "activities", "interval", "resamples", "sample_energies"]
 
 DRAWS = 200
 CURVE = 128  # points of a spectrum that are kept
@@ -46,11 +46,12 @@ class Use:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        numbers = {name: _interval(getattr(self, name)) for name in ("effective_rank", "k90", "k99")}
+        numbers = {name: interval(getattr(self, name)) for name in ("effective_rank", "k90", "k99")}
         return {"size": self.size, **numbers, "curve": list(self.curve), "places": list(self.places)}
 
 
-def _interval(value: Value) -> dict[str, float | None]:
+def interval(value: Value) -> dict[str, float | None]:
+    """A value and its bounds as plain data."""
     return {"value": float(value) if value.known else None, "low": value.low, "high": value.high}
 
 
@@ -123,8 +124,13 @@ def activities(
             found["inputs"] = (vectors.flip(1).mT, _above(values.flip(0), moments.second.trace()))
         bases[name] = found
     batches = list(batches)
-    energies, counts = _energies(model, batches, calibration, {n: modules[n] for n in bases}, bases, progress)
-    weights = _resamples(sum(samples_in(batch) for batch in batches), seed)
+    measures = {
+        (name, what): _along(basis, calibration.inputs[calibration.owner[name]].mean, modules[name])
+        for name, found in bases.items()
+        for what, (basis, _) in found.items()
+    }
+    energies, counts = sample_energies(model, batches, modules, measures, progress)
+    weights = resamples(sum(samples_in(batch) for batch in batches), seed)
     uses: dict[tuple[str, str], Use] = {}
     for (name, what), energy in energies.items():
         uses[name, what] = _use(bases[name][what][1], energy, counts[name], weights)
@@ -148,31 +154,39 @@ def _above(variances: Tensor, energy: Tensor) -> Tensor:
     return torch.where(variances > floor, variances, torch.zeros_like(variances))
 
 
-def _energies(
+def _along(basis: Tensor, mean: Tensor, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Energies of rows (tokens, n) about a mean along each row of a basis (k, n)."""
+    device = next(module.parameters()).device
+    narrow, centre = basis.to(device, torch.float32), mean.to(device, torch.float32)
+    return lambda x: ((x - centre) @ narrow.mT).double().square()
+
+
+def sample_energies(
     model: nn.Module,
     batches: Sequence[Any],
-    calibration: Calibration,
     modules: Mapping[str, nn.Module],
-    bases: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
-    progress: Callable[[float], None],
+    measures: Mapping[tuple[str, str], Callable[[Tensor], Tensor]],
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
-    """Per sample the energy along each direction (samples, k), and how many inputs it had."""
+    """Sum over each sample's tokens of what a layer's inputs measure, and how many inputs a sample had.
+
+    Args:
+        model: it comes back untouched.
+        batches: what it is called with.
+        modules: layers by name.
+        measures: by layer and what is meant: rows (tokens, n) of its input to numbers (tokens, k).
+        progress: told the share done.
+
+    Returns:
+        By the same keys (samples, k), and by layer (samples,); zero where a layer's inputs belong to no sample.
+    """
     total = sum(samples_in(batch) for batch in batches)
-    energies = {
-        (name, what): torch.zeros(total, basis.shape[0], dtype=torch.float64)
-        for name, found in bases.items()
-        for what, (basis, _) in found.items()
-    }
-    counts = {name: torch.zeros(total, dtype=torch.float64) for name in bases}
-    narrow = {
-        (name, what): basis.to(next(modules[name].parameters()).device, torch.float32)
-        for name, found in bases.items()
-        for what, (basis, _) in found.items()
-    }
+    energies: dict[tuple[str, str], Tensor] = {}
+    counts = {name: torch.zeros(total, dtype=torch.float64) for name, _ in measures}
     place, now = 0, None
 
     def hook(name: str) -> Callable[..., None]:
-        mean = calibration.inputs[calibration.owner[name]].mean.float()
+        mine = [(key, measure) for key, measure in measures.items() if key[0] == name]
 
         def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             x = args[0] if args else None
@@ -190,17 +204,18 @@ def _energies(
                 return
             start = 0
             for part in parts:
-                mine = (owner[start : start + len(part)] + place).cpu()
+                whose = (owner[start : start + len(part)] + place).cpu()
                 start += len(part)
-                centred = part.float() - mean.to(part.device)
-                counts[name].index_add_(0, mine, torch.ones(len(part), dtype=torch.float64))
-                for what in bases[name]:
-                    z = (centred @ narrow[name, what].mT).double().cpu()
-                    energies[name, what].index_add_(0, mine, z.square())
+                counts[name].index_add_(0, whose, torch.ones(len(part), dtype=torch.float64))
+                for key, measure in mine:
+                    found = measure(part.float()).cpu()
+                    if key not in energies:
+                        energies[key] = torch.zeros(total, found.shape[1], dtype=torch.float64)
+                    energies[key].index_add_(0, whose, found)
 
         return add
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    handles = [modules[name].register_forward_hook(hook(name)) for name in counts]
     try:
         with untouched(model), torch.no_grad():
             for done, batch in enumerate(batches):
@@ -214,7 +229,7 @@ def _energies(
     return energies, counts
 
 
-def _resamples(samples: int, seed: int) -> Tensor:
+def resamples(samples: int, seed: int) -> Tensor:
     """(draws, samples): how often each sample is drawn."""
     generator = np.random.default_rng(seed)
     return torch.from_numpy(generator.multinomial(samples, np.full(samples, 1 / samples), size=DRAWS)).double()

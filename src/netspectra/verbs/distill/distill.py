@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
-from netspectra.linalg.groups import GroupOrder
 from netspectra.linalg.similarity import debiased_cka, principal_cosines, procrustes
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.calibrate import Calibration, calibrate, fitting, layers
 from netspectra.verbs.compress.objective import as_objective
 from netspectra.verbs.distill.activity import activities
-from netspectra.verbs.distill.channels import Chain, chain_order, chains
+from netspectra.verbs.distill.channels import chain_order, chains
 from netspectra.verbs.distill.features import landmarks, summarised
-from netspectra.verbs.distill.result import Distillation, Expressivity, Likeness, Width
+from netspectra.verbs.distill.result import Distillation, Expressivity, Likeness
+from netspectra.verbs.distill.widths import widths_of
 from netspectra.weight import Selection
 
 __all__ = ["DistillOptions", "distill", "expressivity"]
@@ -101,12 +100,15 @@ def distill(
         objective = as_objective(options.objective, teacher, batches[0])
     use, found = _measured(teacher, batches, options, progress)
     every = chains(teacher, batches[0], layers(teacher), found.structure)
-    widths = []
+    orders = []
     for done, chain in enumerate(every):
-        widths.append(_width(chain, chain_order(teacher, chain, found)))
+        orders.append((chain, chain_order(teacher, chain, found)))
         progress("widths", (done + 1) / len(every))
+    widths = widths_of(
+        teacher, batches, found, orders, seed=options.seed, progress=lambda share: progress("intervals", share)
+    )
     alike = _likeness(teacher, teacher if student is None else student, batches, progress)
-    return Distillation(use, tuple(widths), alike, teacher, batches, objective)
+    return Distillation(use, widths, alike, teacher, batches, objective)
 
 
 def _batches(model: nn.Module, data: Iterable[Any]) -> list[Any]:
@@ -114,12 +116,6 @@ def _batches(model: nn.Module, data: Iterable[Any]) -> list[Any]:
     if not batches:
         raise InputRefused("the data holds no batch; give at least one")
     return batches
-
-
-def _width(chain: Chain, order: GroupOrder) -> Width:
-    """The fewest units whose best linear fit leaves so little of the reader's output variance."""
-    found = [int(np.argmax(order.losses <= share * order.losses[0])) for share in (0.01, 0.1)]
-    return Width(chain.name, chain.kind, chain.width, *(max(1, k) for k in found))
 
 
 def _likeness(

@@ -17,8 +17,10 @@ from netspectra.report.distillation_page import render_distillation
 from netspectra.verbs.compress.objective import Objective
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.distill.activity import Activity
+from netspectra.verbs.distill.stream import narrower
 from netspectra.verbs.distill.student import best_layers, initial_state, shallower, share_of, shrunk_copy, stacks
 from netspectra.verbs.distill.training import matched, train
+from netspectra.verbs.distill.widths import Width
 from netspectra.written import columns, write_by_suffix
 
 __all__ = ["Distillation", "Expressivity", "Likeness", "Width"]
@@ -105,25 +107,6 @@ class Expressivity:
 
 
 @dataclass(frozen=True)
-class Width:
-    """How narrow one chain may become.
-
-    Attributes:
-        name: what `Distillation.student` calls it.
-        kind: neurons, channels, heads.
-        width: now.
-        suggested: the fewest units from which the reader's output follows linearly up to 1 % of its variance.
-        tenth: up to 10 %.
-    """
-
-    name: str
-    kind: str
-    width: int
-    suggested: int
-    tenth: int
-
-
-@dataclass(frozen=True)
 class Likeness:
     """How alike two modules' outputs are, a row a sample.
 
@@ -172,27 +155,30 @@ class Distillation:
         *,
         depth: int | Mapping[str, Sequence[int]] | None = None,
         heads: float = 1.0,
+        stream: int | None = None,
         progress: Progress = lambda what, share: None,
     ) -> nn.Module:
         """A shrunk copy of the teacher, ready to be trained; the teacher is not changed.
 
         Units are chosen one after another by what they tell of their reader's output, which is then refitted to them.
+        The residual stream is rotated to its principal directions, which commutes with norms that stand before layers.
 
         Args:
             width: a share of every chain's units, or units by name (`widths` lists them); None: what is suggested.
             depth: layers to keep of the model's only stack, chosen by what their absence costs; or which, by stack.
             heads: share of attention heads that stay, where a share is given.
+            stream: dimensions of the residual stream that stay; None: all.
             progress: told what is done and its share.
 
         Raises:
-            InputRefused: no such width or depth.
+            InputRefused: no such width or depth, or no stream that can be rotated (norms after the sum, as in BERT).
         """
         base = self.teacher
         if depth is not None:
             for stack, kept in self._depths(depth, progress).items():
                 base = shallower(base, stack, kept)
         if width is None:
-            widths: Any = {one.name: one.suggested for one in self.widths if one.kind != "heads"}
+            widths: Any = {one.name: int(one.suggested) for one in self.widths if one.kind != "heads"}
             if depth is not None:
                 kept_names = {name for name, _ in base.named_modules()}
                 widths = {name: k for name, k in widths.items() if name in kept_names}
@@ -202,7 +188,10 @@ class Distillation:
             widths = share_of(float(width), heads)
         else:
             raise InputRefused(f"width is a share between 0 and 1, or units by name; found {width}")
-        return shrunk_copy(base, self.batches, widths, progress=progress)
+        found = shrunk_copy(base, self.batches, widths, progress=progress)
+        if stream is None:
+            return found
+        return narrower(found, self.batches, stream, progress=lambda share: progress("rotate", share))
 
     def _depths(self, depth: Any, progress: Progress) -> Mapping[str, Sequence[int]]:
         if isinstance(depth, Mapping):
@@ -227,7 +216,8 @@ class Distillation:
         """Initial numbers for a student of your own, whose modules have the teacher's names and smaller sizes.
 
         Args:
-            student: fewer layers in a stack, neurons, channels or heads; only names and shapes are looked at.
+            student: fewer layers in a stack, neurons, channels, heads, a narrower residual stream; only names, shapes
+                and what is tied are looked at.
             kept: by stack, which of the teacher's layers; by default those whose absence costs most.
             progress: told what is done and its share.
 
@@ -258,7 +248,7 @@ class Distillation:
         found |= {
             "verb": "distill",
             "objective": self.objective.name,
-            "widths": [vars(one) for one in self.widths],
+            "widths": [one.to_dict() for one in self.widths],
             "likeness": [vars(one) for one in self.likeness],
         }
         return found
@@ -283,7 +273,7 @@ class Distillation:
         """Show ranks, widths and the best matches."""
         parts = [str(self.use)]
         if self.widths:
-            rows = [(w.name, w.kind, str(w.width), str(w.suggested), str(w.tenth)) for w in self.widths]
+            rows = [(w.name, w.kind, str(w.width), _short(w.suggested), _short(w.tenth)) for w in self.widths]
             parts.append(_columns([("narrower", "", "now", "for 1 %", "for 10 %"), *rows]))
         if self.likeness:
             best: dict[str, Likeness] = {}

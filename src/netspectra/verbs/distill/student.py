@@ -18,6 +18,7 @@ from netspectra.verbs.compress.objective import Objective
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.sites import matrix
 from netspectra.verbs.distill.channels import Chain, chain_order, chains, narrow_
+from netspectra.verbs.distill.stream import narrower, width_of
 
 __all__ = ["best_layers", "initial_state", "shallower", "shrunk_copy", "stacks"]
 
@@ -137,7 +138,7 @@ def initial_state(
 
     Layers that it lacks are those whose absence changes the teacher's output least; units are chosen one after another
     by what they tell of the reader's output, and a matrix that reads fewer units is the least-squares fit to the
-    teacher's.
+    teacher's. A narrower residual stream (norms of another size) is rotated to its principal directions.
 
     Args:
         teacher: not changed.
@@ -148,7 +149,8 @@ def initial_state(
         progress: told what is done and its share.
 
     Raises:
-        InputRefused: a parameter whose shape is not the teacher's with fewer layers, neurons, channels or heads.
+        InputRefused: a parameter whose shape is not the teacher's with fewer layers, neurons, channels or heads, or
+            whose stream cannot be rotated.
     """
     base = teacher
     mine = stacks(student)
@@ -168,7 +170,11 @@ def initial_state(
         own = student.get_submodule(chain.reader)
         return matrix(own).shape[1] * chain.width // total
 
-    state = shrunk_copy(base, batches, wanted, progress=progress).state_dict()
+    small = shrunk_copy(base, batches, wanted, progress=progress)
+    stream = _stream(small, shapes)
+    if stream:
+        small = narrower(small, batches, stream, progress=lambda share: progress("rotate", share))
+    state = small.state_dict()
     wrong = [
         f"{name} {list(shape)} (from {list(state[name].shape) if name in state else 'nothing'})"
         for name, shape in shapes.items()
@@ -177,10 +183,30 @@ def initial_state(
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputRefused(
-            f"the student does not follow from the teacher by fewer layers, neurons, channels or heads: "
-            f"{', '.join(wrong[:3])}{more}"
+            f"the student does not follow from the teacher by fewer layers, neurons, channels, heads or a narrower "
+            f"residual stream: {', '.join(wrong[:3])}{more}"
         )
+    _refuse_ties(student, state)
     return {name: state[name].detach().clone() for name in shapes}
+
+
+def _stream(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How wide the student's residual stream is where it is narrower than the model's; else 0."""
+    width, norms = width_of(model)
+    theirs = {shapes[f"{name}.weight"][0] for name in norms if len(shapes.get(f"{name}.weight", ())) == 1}
+    return theirs.pop() if len(theirs) == 1 and max(theirs) < width else 0
+
+
+def _refuse_ties(student: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """What the student holds once cannot be given two values: the one that is loaded last would win silently."""
+    first: dict[int, str] = {}
+    for name, tensor in student.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if other != name and not torch.equal(state[name], state[other]):
+            raise InputRefused(
+                f"the student ties {name} to {other}, which differ here (a rotated stream takes the final norm's gain "
+                "into the head): untie them, in transformers by tie_word_embeddings=False"
+            )
 
 
 def _length(student: nn.Module, stack: str) -> int:

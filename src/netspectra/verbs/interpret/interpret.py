@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from netspectra.errors import InputRefused
-from netspectra.linalg.discovery import discovered
+from netspectra.linalg.discovery import discovered_in, simes
 from netspectra.verbs.interpret.anatomy import anatomy
 from netspectra.verbs.interpret.circuits import KINDS, Circuit, Kind, circuits
 from netspectra.verbs.interpret.effect import Effect
@@ -33,7 +33,7 @@ class InterpretOptions:
         layers: numbers of layers; None: all.
         kinds: of ov, qk, mlp_in, mlp_out.
         null: lists of random directions that calibrate; the smallest p-value is 1 / (null + 1).
-        rate: false discovery rate.
+        rate: false discovery rate of directions.
         heads: number of attention heads where nothing says it.
         removals: how many directions are removed to measure their effect, where a model can be run.
         seed: of the random directions.
@@ -43,8 +43,8 @@ class InterpretOptions:
     words: int = 10
     layers: tuple[int, ...] | None = None
     kinds: tuple[Kind, ...] = ("ov", "qk", "mlp_in", "mlp_out")
-    null: int = 10_000
-    rate: float = 0.05
+    null: int = 20_000
+    rate: float = 0.02
     heads: int | None = None
     removals: int = 24
     seed: int = 0
@@ -115,7 +115,7 @@ def interpret(
     count = sum(len(some) for some in lists.values())
     least = math.ceil(count / (options.rate * (options.null + 1)))
     if least > 1:
-        limit = f"{count} lists against {options.null} random ones: at least {least} must stand out alike"
+        limit = f"{count} lists against {options.null} random ones: at least {least} directions must stand out"
         notes = (*notes, f"{limit} before any is called coherent or sharp; a larger null lowers that")
     asked = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items() if v is not None}
     return Interpretation(source.describe(), tuple(directions), asked, notes, unit)
@@ -132,9 +132,9 @@ def _lists(
     texts: Sequence[str] | None,
     progress: Callable[[str, float], None],
 ) -> Lists:
-    """All token lists, judged together: each statistic's false discovery rate is that of the whole interpretation."""
+    """All token lists, judged together: the false discovery rate is of directions, over the whole interpretation."""
     rows: list[tuple[int, int, str, int, Readings, int]] = []
-    p: list[tuple[np.ndarray, np.ndarray]] = []
+    p: list[tuple[np.ndarray, ...]] = []
     jobs = [(kind, side) for kind in KINDS for side in ("left", "right") if _has(kind, side)]
     for done, (kind, side) in enumerate(jobs):
         places = [place for place, c in enumerate(made) if c.kind == kind]
@@ -148,8 +148,10 @@ def _lists(
                 rows += [(*one, side, sign, readings, start + row) for row, one in enumerate(which)]
             p.append(through.p_values(readings))
         progress("read", (done + 1) / len(jobs))
-    likeness, sharpness = (np.concatenate([one[i] for one in p]) for i in (0, 1))
-    flags = [discovered(values, options.rate) for values in (likeness, sharpness)]
+    likeness, sharpness, both = (np.concatenate([one[i] for one in p]) for i in range(3))
+    numbers: dict[tuple[int, int], int] = {}
+    family = np.array([numbers.setdefault((place, i), len(numbers)) for place, i, *_ in rows])
+    flags = [discovered_in(values, family, options.rate)[1] for values in (both, sharpness)]
     lists: Lists = {}
     for n, (place, i, side, sign, readings, row) in enumerate(rows):
         ids = tuple(int(t) for t in readings.tokens[row])
@@ -164,6 +166,7 @@ def _lists(
                 float(readings.sharpness[row]),
                 float(likeness[n]),
                 float(sharpness[n]),
+                float(both[n]),
                 *(bool(flag[n]) for flag in flags),
             )
         )
@@ -201,7 +204,7 @@ def _chosen(made: Sequence[Circuit], lists: Lists, count: int) -> list[tuple[int
     def rank(key: tuple[int, int]) -> tuple[float, float]:
         circuit = made[key[0]]
         share = float(circuit.svd.S[key[1]].double() ** 2 / circuit.values.double().square().sum().clamp_min(1e-300))
-        return min(one.p_likeness for one in lists[key]), -share
+        return simes(np.array([one.p for one in lists[key]])), -share
 
     return sorted(sorted(lists), key=rank)[:count]
 

@@ -50,6 +50,11 @@ class Reader:
     with is the same for rotated weights: the singular vectors of Q W P with random orthogonal P and Q are those of W,
     turned to a uniformly random direction, so the null are uniformly random directions.
 
+    A token table has clusters (quotation marks, numerals, names of modules), and random directions now and then meet
+    one: alone, neither statistic tells a topic of seven words from that. Such meetings are alike without standing out;
+    what a layer has learned does both, and is judged by the larger of its two p-values, itself compared with random
+    directions'.
+
     Args:
         table: (V, d) one row a token.
         words: k, tokens a list.
@@ -78,12 +83,12 @@ class Reader:
         ends = [[torch.cat([part[end][i] for part in found]) for i in range(4)] for end in (0, 1)]
         return Readings(*(torch.cat([ends[0][i], ends[1][i]]).cpu().numpy() for i in range(4)))
 
-    def p_values(self, readings: Readings) -> tuple[np.ndarray, np.ndarray]:
-        """P-values of likeness and of sharpness."""
-        return (
-            empirical_p(readings.likeness, self.null.likeness),
-            empirical_p(readings.sharpness, self.null.sharpness),
-        )
+    def p_values(self, readings: Readings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """P-values of likeness, of sharpness, and of both together: how rarely a random list has both as small."""
+        pairs = ((readings.likeness, self.null.likeness), (readings.sharpness, self.null.sharpness))
+        alone = [empirical_p(values, null) for values, null in pairs]
+        own = [empirical_p(null, null) - 1 / (1 + len(null)) for _, null in pairs]  # not one more than themselves
+        return alone[0], alone[1], empirical_p(-np.maximum(*alone), -np.maximum(*own))
 
     @cached_property
     def null(self) -> Readings:

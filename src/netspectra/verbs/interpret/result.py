@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from netspectra.linalg.discovery import simes
 from netspectra.report.interpretation_page import render_interpretation
 from netspectra.verbs.interpret.circuits import KINDS, Kind
 from netspectra.written import write_by_suffix
@@ -36,7 +39,8 @@ class TokenList:
         sharpness: mean score.
         p_likeness: against random directions.
         p_sharpness: likewise.
-        coherent: its tokens are more alike than chance gives, at the false discovery rate.
+        p: of both: how often a random direction's list is as rare in the less rare of the two.
+        coherent: its tokens are more alike and stand out further than chance gives, at the false discovery rate.
         sharp: they stand out further than chance gives, likewise; they need not be alike.
     """
 
@@ -49,13 +53,14 @@ class TokenList:
     sharpness: float
     p_likeness: float
     p_sharpness: float
+    p: float
     coherent: bool
     sharp: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         numbers = {"likeness": self.likeness, "sharpness": self.sharpness,
-                   "p_likeness": self.p_likeness, "p_sharpness": self.p_sharpness}  # fmt: skip
+                   "p_likeness": self.p_likeness, "p_sharpness": self.p_sharpness, "p": self.p}  # fmt: skip
         flags = {"coherent": self.coherent, "sharp": self.sharp}
         return {"side": self.side, "sign": self.sign, "tokens": list(self.tokens), "words": list(self.words),
                 "scores": [round(s, 3) for s in self.scores], **numbers, **flags}  # fmt: skip
@@ -119,8 +124,8 @@ class Direction:
 
     @property
     def p(self) -> float:
-        """The smallest p-value of its lists' likeness."""
-        return min((one.p_likeness for one in self.lists), default=1.0)
+        """Of its lists' p together (Simes): that none of them says more than a random direction's."""
+        return simes(np.array([one.p for one in self.lists])) if self.lists else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -133,6 +138,7 @@ class Direction:
             "sigma": self.sigma,
             "share": self.share,
             "turn_degrees": [round(math.degrees(math.asin(t)), 2) for t in (self.turn_left, self.turn_right)],
+            "p": self.p,
             "reliable": self.reliable,
             "coherent": self.coherent,
             "sharp": self.sharp,
@@ -233,13 +239,13 @@ class Interpretation:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         head = ("layer", "head", "kind", "index", "sigma", "share", "reliable", "effect")
-        more = ("side", "sign", "likeness", "sharpness", "p_likeness", "p_sharpness", "coherent", "sharp", "words")
+        more = ("side", "sign", "likeness", "sharpness", "p_likeness", "p_sharpness", "p", "coherent", "sharp", "words")
         writer.writerow([*head, *more])
         for d in self:
             first = [d.layer, d.head, d.kind, d.index, d.sigma, d.share, d.reliable, d.effect]
             for one in d.lists:
                 words = json.dumps(list(one.words), ensure_ascii=True)
-                numbers = [one.likeness, one.sharpness, one.p_likeness, one.p_sharpness]
+                numbers = [one.likeness, one.sharpness, one.p_likeness, one.p_sharpness, one.p]
                 writer.writerow([*first, one.side, one.sign, *numbers, one.coherent, one.sharp, words])
         return out.getvalue()
 

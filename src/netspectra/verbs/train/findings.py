@@ -176,7 +176,7 @@ class Trainability:
             + "</tr>"
             for block in self.blocks
         )
-        return f"<table><tr>{head}</tr>{rows}</table>"
+        return f'<div class="wide"><table class="numbers"><tr>{head}</tr>{rows}</table></div>'
 
 
 QUANTITIES = ("rms", "max", "median", "lost", "share", "effective_rank", "condition_number")

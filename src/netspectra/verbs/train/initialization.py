@@ -152,7 +152,7 @@ class Initialization:
             f"<tr><td>{html.escape(n)}</td><td>{html.escape(b)}</td><td>{html.escape(a)}</td></tr>"
             for n, b, a in self._rows()
         )
-        return f"<table><tr><th></th><th>before</th><th>after</th></tr>{rows}</table>"
+        return f'<div class="wide"><table><tr><th></th><th>before</th><th>after</th></tr>{rows}</table></div>'
 
     def _table(self) -> str:
         rows = "".join(
@@ -160,4 +160,5 @@ class Initialization:
             f"<td>{number(c.scale)}</td></tr>"
             for c in self.changes
         )
-        return f"<table><tr><th>parameter</th><th>scheme</th><th>scale</th></tr>{rows}</table>"
+        head = "<tr><th>parameter</th><th>scheme</th><th>scale</th></tr>"
+        return f'<div class="wide"><table class="numbers">{head}{rows}</table></div>'

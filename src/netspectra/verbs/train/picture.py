@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["profile"]
 
-COLOURS = ("#1f6fb4", "#d95f02", "#1b9e77")
-LOST, GREW = "#b2182b", "#e08214"
+COLOURS = ("#0072b2", "#d55e00", "#009e73")
+LOST, GREW = "#b3261e", "#c98a00"
 
 
 def profile(found: Mapping[str, Trainability]) -> go.Figure:
@@ -90,7 +90,7 @@ def _depth(figure: go.Figure, one: Trainability, label: str, colour: str) -> Non
 def _axes(figure: go.Figure, found: Mapping[str, Trainability]) -> None:
     figure.update_yaxes(type="log", exponentformat="e", row=1, col=1)
     figure.update_yaxes(type="log", exponentformat="e", row=1, col=2)
-    figure.update_yaxes(title="log10", zeroline=True, zerolinecolor="#444", row=2, col=1)
+    figure.update_yaxes(title="log10", zeroline=True, zerolinecolor="#566273", row=2, col=1)
     figure.update_xaxes(title="block", row=2, col=1)
     figure.update_xaxes(title="share of the values", row=1, col=2)
     figure.update_layout(

@@ -17,6 +17,7 @@ FILES = (
     "watch",
     "geometry",
     "trainability",
+    "calibrate",
     "compress",
     "quantize",
     "normalize",

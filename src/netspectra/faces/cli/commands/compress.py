@@ -10,13 +10,16 @@ import typer
 
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
-from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.app import Address, Engine, Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.engine import engine as chosen
+from netspectra.faces.cli.engine import kept
 from netspectra.faces.cli.output import writable
 from netspectra.faces.cli.planned import opened, remembering, told
 from netspectra.faces.cli.progress import sharing
 
 if TYPE_CHECKING:
     from netspectra.plan import Plan
+    from netspectra.run import Run
     from netspectra.verbs.compress.options import CompressOptions
 
 EXAMPLES = (
@@ -78,6 +81,8 @@ def compress(
     html: HtmlOut = None,
     json_out: JsonOut = None,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    engine: Engine = "local",
+    address: Address = None,
     quiet: Quiet = False,
 ) -> None:
     """Shrink a model under a budget so that its output changes least, and write it."""
@@ -118,8 +123,14 @@ def compress(
             raise InputRefused(
                 "--stream runs no model: no --calibration, --model, --heal or --refit; --moments may help"
             )
-        _streamed(path, None if plan_only else out, options, moments, given, plan, html, json_out, quiet)
+        run = chosen(engine, address, workers=0, quiet=quiet)
+        _streamed(path, None if plan_only else out, options, moments, given, plan, html, json_out, run, quiet)
         return
+    if engine != "local" or address is not None:
+        raise InputRefused(
+            "--engine goes with --stream: a live model is planned in one process. Its moments can be taken on a "
+            "cluster: netspectra calibrate --engine, then --moments here"
+        )
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
     with sharing(quiet=quiet) as progress:
         made = remembering(
@@ -152,6 +163,7 @@ def _streamed(
     plan: Path | None,
     html: str | None,
     json_out: str | None,
+    run: Run,
     quiet: bool,
 ) -> None:
     """From checkpoint to checkpoint with no live model."""
@@ -164,8 +176,10 @@ def _streamed(
             f"{moments}: no such file; with --stream moments are read, a run with --calibration writes them"
         )
     known = Calibration.load(moments) if moments is not None else None
-    with sharing(quiet=quiet) as progress:
-        made, saved = compress_stream(open_source(path), out, options, calibration=known, plan=given, progress=progress)
+    with kept(run), sharing(quiet=quiet) as progress:
+        made, saved = compress_stream(
+            open_source(path), out, options, calibration=known, plan=given, run=run, progress=progress
+        )
     if plan is not None and given is None:
         made.save(plan)
     if saved is not None:

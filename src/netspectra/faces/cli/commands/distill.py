@@ -36,6 +36,9 @@ def distill(
         float | None, typer.Option(min=0, max=1, help="Share of neurons and channels that the student keeps.")
     ] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Layers that it keeps.")] = None,
+    stream: Annotated[
+        int | None, typer.Option(min=2, help="Dimensions of the residual stream that it keeps (norms before layers).")
+    ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Steps of training towards the teacher.")] = 0,
     rate: Annotated[float, typer.Option(help="Their learning rate.")] = 3e-4,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the student goes.")] = None,
@@ -60,8 +63,8 @@ def distill(
     writable(html, json_out)
     if out is not None:
         refuse_foreign(out)
-        if width is None and depth is None:
-            raise InputRefused("-o DIR writes a student: say how small, --width 0.25 or --depth 3")
+        if width is None and depth is None and stream is None:
+            raise InputRefused("-o DIR writes a student: say how small, --width 0.25, --depth 3 or --stream 384")
     elif steps:
         raise InputRefused("--steps trains a student: name a folder for it, -o DIR")
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
@@ -70,7 +73,8 @@ def distill(
     with sharing(quiet=quiet) as progress:
         found = distilling(network, batches, None, options, progress=progress)
         if out is not None:
-            student = found.student(1.0 if width is None else width, depth=depth, progress=progress)
+            wide = 1.0 if width is None else width
+            student = found.student(wide, depth=depth, stream=stream, progress=progress)
             if steps:
                 found.train(
                     student,

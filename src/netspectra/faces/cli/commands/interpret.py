@@ -25,8 +25,8 @@ def interpret(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Directions of each circuit.")] = 8,
     words: Annotated[int, typer.Option(min=2, help="Tokens a list.")] = 10,
-    rate: Annotated[float, typer.Option(help="False discovery rate.")] = 0.05,
-    null: Annotated[int, typer.Option(min=100, help="Lists of random directions that calibrate.")] = 10_000,
+    rate: Annotated[float, typer.Option(help="False discovery rate of directions.")] = 0.02,
+    null: Annotated[int, typer.Option(min=100, help="Lists of random directions that calibrate.")] = 20_000,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, where no config tells.")] = None,
     calibration: Annotated[
         Path | None,
