@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.allocate import Budget, Choice, Component, Option, allocate, uniform
 from netspectra.verbs.compress.replace import tried
 from netspectra.verbs.compress.workshop import Workshop
+from netspectra.verbs.quantize.drawn import drawn
 from netspectra.verbs.quantize.options import QuantizeOptions
 from netspectra.verbs.quantize.planning import quantize
 
@@ -73,23 +73,6 @@ def even(parts: Sequence[Component], form: str, rank: int = 0) -> list[Option]:
 
     by_site = {key: some for part in parts for key, some in part.choices.items()}
     return uniform(parts, 1.0, "bytes", fits)
-
-
-def drawn(parts: Sequence[Component], limit: float, seed: int) -> list[Option]:
-    """Bits drawn at random until they fill the budget: all at the fewest, then random steps up that still fit."""
-    order = random.Random(seed)
-    levels = [sorted((Option((c,), c.cost, c.loss) for some in part.choices.values() for c in some
-                      if bits_of(c.form) and not c.size), key=lambda o: o.cost.bytes) for part in parts]  # fmt: skip
-    at = [0] * len(parts)
-    spent = sum(some[0].cost.bytes for some in levels)
-    while True:
-        up = [i for i, some in enumerate(levels) if at[i] + 1 < len(some)
-              and spent + some[at[i] + 1].cost.bytes - some[at[i]].cost.bytes <= limit]  # fmt: skip
-        if not up:
-            return [some[i] for some, i in zip(levels, at, strict=True)]
-        i = order.choice(up)
-        spent += levels[i][at[i] + 1].cost.bytes - levels[i][at[i]].cost.bytes
-        at[i] += 1
 
 
 class Bench:
@@ -164,7 +147,8 @@ def allocations(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[d
         made["predicted, with corrections"] = allocate(bench.parts, limit)
         for name, options in made.items():
             rows.append({"budget": form, "allocation": name, "bytes": bytes_of(options), **judged_row(bench, options)})
-        lost = [judged_row(bench, drawn(bench.parts, limit.limit, seed))["distance"] for seed in range(SEEDS)]
+        layers = [some for part in bench.parts for some in part.choices.values()]
+        lost = [judged_row(bench, drawn(layers, limit.limit, seed))["distance"] for seed in range(SEEDS)]
         by_set = {name: [one[name] for one in lost] for name in lost[0]}
         rows.append(
             {

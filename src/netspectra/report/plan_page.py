@@ -117,6 +117,8 @@ def _quality(document: Mapping[str, Any]) -> str:
         rows.append(("the given plan", held["plan"], after))
     if final := _improved(document):
         rows.append(("after refitting and healing", final, after))
+    if "drawn" in held:
+        rows.append(("for comparison: bits drawn at random", held["drawn"], int(held["drawn"]["bytes"])))
     for name, found in held.get("rounding", {}).items():
         rows.append((f"for comparison: the same weights rounded to {name}", found, int(found["bytes"])))
     if not rows:
@@ -207,6 +209,8 @@ def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         points.append(("this plan, measured", held["plan"]["loss"], after))
     if final := _improved(document):
         points.append(("refitted and healed, measured", final["loss"], after))
+    if "drawn" in held:
+        points.append(("bits drawn at random, measured", held["drawn"]["loss"], held["drawn"]["bytes"]))
     points += [(f"rounded to {name}, measured", f["loss"], f["bytes"]) for name, f in held.get("rounding", {}).items()]
     for place, (name, loss, size) in enumerate(points):
         if loss > 0:

@@ -266,3 +266,11 @@ def test_means_are_folded_into_biases():
     shift = (model[0].bias - before[0].bias).detach()
     assert float(shift.abs().max()) > 0
     assert float(off.norm()) < 0.2 * float((off - shift).norm())
+
+
+def test_bits_drawn_at_random_stand_beside_the_plan():
+    plan, shop = quantize(perceptron(), QuantizeOptions(bits=4.5, ranks=(0,)), batches(4))
+    beside = plan.held_out["drawn"]
+    assert beside["loss"] > 0 and beside["bytes"] <= shop.options.bytes
+    again, _ = quantize(perceptron(), QuantizeOptions(bits=4.5, ranks=(0,)), batches(4))
+    assert again.held_out["drawn"] == beside

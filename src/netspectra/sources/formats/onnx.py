@@ -318,8 +318,9 @@ def _blocks(graph: Graph, name: str, held: Held, node: Node, facts: dict[str, An
     padded = rows * -(-(numbers // rows) * bits // 8) if rows > 0 else 0
     if zero is not None and math.prod(zero.shape) != (padded if zero.dtype == "uint8" else numbers):
         counts = False
-    if not fits or not counts or held.loose or held.dtype != "uint8" or held.problem or node.input(4) or scale is None:
-        problem = held.problem or f"{stored} in blocks that do not fit {rows} rows of {columns}"
+    unread = held.problem or (scale.problem if scale else "") or (zero.problem if zero else "")
+    if not fits or not counts or held.loose or held.dtype != "uint8" or unread or node.input(4) or scale is None:
+        problem = unread or f"{stored} in blocks that do not fit {rows} rows of {columns}"
         return TensorRef(name, held.shape, "float32", _loader(held), facts, problem=problem, stored=stored)
     raw = StoredTensor(held.path, held.start, held.shape, "uint8")
     loader = Blocks(raw, (rows, columns), _loader(scale), zero and _loader(zero), bits, block)

@@ -39,6 +39,7 @@ def compress(
     progress: Progress = lambda what, share: None,
     verb: str = "compress",
     prepare: Callable[[Workshop], list[str]] = lambda shop: [],
+    compare: Callable[[Workshop], dict[str, Any]] = lambda shop: {},
 ) -> tuple[Plan, Workshop]:
     """Plan what to make of every layer; the model is not changed until the plan is applied.
 
@@ -51,6 +52,7 @@ def compress(
         progress: is told what is being done.
         verb: for the plan.
         prepare: may change the workshop before anything is decided; gives notes for the plan.
+        compare: what else is measured on held-out data, for the plan to show.
 
     Raises:
         InputRefused: the budget cannot be met, nothing is selected, the plan is another model's.
@@ -65,6 +67,7 @@ def compress(
         why = "as the given plan has it"
     else:
         decided, held_out, why = chosen(shop, progress)
+        held_out = held_out | compare(shop) if shop.held else held_out
     shop.settle(decided)
     if shop.held:
         held_out |= {"rounding": rounding(shop.model, shop.sites, shop.held)}

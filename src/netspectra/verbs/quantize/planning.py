@@ -18,6 +18,7 @@ from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.replace import tried
 from netspectra.verbs.compress.workshop import Progress, Workshop
+from netspectra.verbs.quantize.drawn import drawn
 from netspectra.verbs.quantize.options import QuantizeOptions
 
 __all__ = ["quantize"]
@@ -27,12 +28,11 @@ JUDGING = 64  # samples that measure a layer, at most
 MEASURED = (4, 3, 2)  # bits at which a layer is measured; others take the ratio of the nearest
 NO_DATA = (
     "no calibration data: every weight gets the same bits and is rounded to the nearest. A weight's own spectrum does "
-    "not say how many bits it needs (largest rank correlation with measured sensitivity of any of its features: 0.36 "
-    "over 18 matrices, not significant)"
+    "not say how many bits it needs: what fits the losses of one model does not fit those of another"
 )
 WEAK = (
-    "weak: bits are chosen by the error of the weights alone. That did not predict the loss where it was measured, and "
-    "was worse than the same bits everywhere; give calibration data and --weigh predicted"
+    "weak: bits are chosen by the error of the weights alone, a poor guide to the loss: in MiniLM at 3 bits it was "
+    "worse than the same bits everywhere; give calibration data and --weigh predicted"
 )
 
 
@@ -77,6 +77,15 @@ def quantize(
             notes.append("predictions are scaled by the loss measured when a layer alone is quantized")
         return notes
 
+    def compare(shop: Workshop) -> dict[str, Any]:
+        limit = shop.options.bytes
+        if limit is None or not shop.weighed:
+            return {}
+        progress("judging bits drawn at random", 0.0)
+        layers = [shop.choices[id(site)] for site in shop.sites.found if len(site.members) == 1]
+        some = drawn(layers, limit, options.seed)
+        return {"drawn": {**shop.judged(some), "bytes": sum(option.cost.bytes for option in some)}}
+
     return compress(
         model,
         options.compression(),
@@ -86,6 +95,7 @@ def quantize(
         progress=progress,
         verb="quantize",
         prepare=prepare,
+        compare=compare,
     )
 
 
