@@ -59,6 +59,32 @@ FailOn = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no table.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tell more: what was skipped, routes, seconds.")]
 
+# Of the commands that run a model, and of those that plan.
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Text (blank lines or lines separate samples), .npz or .safetensors."),
+]
+Objective = Annotated[str | None, typer.Option(help="What to keep: logits, embedding, hidden, output.")]
+ModelMaker = Annotated[
+    str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
+AffordableBatch = Annotated[
+    int | None, typer.Option(min=1, help="Samples a batch.", show_default="32, or fewer where memory asks for it")
+]
+MomentsFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
+]
+ModelFolder = Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the model goes.")]
+PlanFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Read this plan if it exists, else write it there.")
+]
+PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Stop at the plan.")]
+LargestLoss = Annotated[float | None, typer.Option(help="Budget: the predicted loss a sample; as small as it allows.")]
+Seed = Annotated[int, typer.Option(help="Of all draws.")]
+
 ASKED_TO_FAIL = 3
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netspectra.doors.calibration import opened
+from netspectra.errors import InputRefused
 from netspectra.faces.cli.output import export, tell_files
 
 if TYPE_CHECKING:
@@ -14,7 +15,19 @@ if TYPE_CHECKING:
     from netspectra.verbs.compress.calibrate import Calibration
     from netspectra.verbs.compress.workshop import Workshop
 
-__all__ = ["opened", "remembering", "told"]
+__all__ = ["must_land", "opened", "remembering", "told"]
+
+
+def must_land(out: Path | None, plan: Path | None, plan_only: bool, html: str | None, json_out: str | None) -> None:
+    """Refuse work whose result would go nowhere.
+
+    Raises:
+        InputRefused: no folder for the model, or no place for the plan where that is all.
+    """
+    if not plan_only and out is None:
+        raise InputRefused("name a folder for the model, -o DIR, or stop at the plan with --plan-only --plan FILE")
+    if plan_only and plan is None and json_out is None and html is None:
+        raise InputRefused("--plan-only needs a place for the plan: --plan FILE, --json or --html")
 
 
 def remembering(moments: Path | None, plan: Callable[[Calibration | None], tuple[Plan, Workshop]]) -> Plan:

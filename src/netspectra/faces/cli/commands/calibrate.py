@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from netspectra.faces.cli.app import Address, Engine, Exclude, Include, PathArgument, Quiet, app
+from netspectra.faces.cli.app import (
+    Address,
+    AffordableBatch,
+    Engine,
+    Exclude,
+    Include,
+    ModelMaker,
+    Objective,
+    PathArgument,
+    Quiet,
+    Samples,
+    Seed,
+    Tokens,
+    app,
+)
 from netspectra.faces.cli.engine import engine as chosen
 from netspectra.faces.cli.output import tell_files, writable
 from netspectra.faces.cli.progress import sharing
@@ -29,18 +43,14 @@ def calibrate(
     shards: Annotated[
         int, typer.Option(min=1, help="Jobs that the batches are dealt to; the engine changes no bit, this the last.")
     ] = 8,
-    objective: Annotated[str | None, typer.Option(help="What to keep: logits, embedding, hidden, output.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples a batch.", show_default="32, or fewer where memory asks for it")
-    ] = None,
+    objective: Objective = None,
+    model: ModelMaker = None,
+    samples: Samples = 512,
+    tokens: Tokens = 128,
+    batch_size: AffordableBatch = None,
     include: Include = None,
     exclude: Exclude = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    seed: Seed = 0,
     engine: Engine = "local",
     address: Address = None,
     quiet: Quiet = False,

@@ -10,11 +10,33 @@ import typer
 
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
-from netspectra.faces.cli.app import Address, Engine, Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.app import (
+    Address,
+    AffordableBatch,
+    CalibrationFile,
+    Engine,
+    Exclude,
+    HtmlOut,
+    Include,
+    JsonOut,
+    LargestLoss,
+    ModelFolder,
+    ModelMaker,
+    MomentsFile,
+    Objective,
+    PathArgument,
+    PlanFile,
+    PlanOnly,
+    Quiet,
+    Samples,
+    Seed,
+    Tokens,
+    app,
+)
 from netspectra.faces.cli.engine import engine as chosen
 from netspectra.faces.cli.engine import kept
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import opened, remembering, told
+from netspectra.faces.cli.planned import must_land, opened, remembering, told
 from netspectra.faces.cli.progress import sharing
 
 if TYPE_CHECKING:
@@ -37,18 +59,11 @@ def compress(
     max_bytes: Annotated[float | None, typer.Option(help="Budget: their bytes.")] = None,
     max_flops: Annotated[float | None, typer.Option(help="Budget: their multiplications a sample.")] = None,
     max_ms: Annotated[float | None, typer.Option(help="Budget: their measured milliseconds a batch.")] = None,
-    max_loss: Annotated[
-        float | None, typer.Option(help="Budget: the predicted loss a sample; as small as it allows.")
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text (blank lines or lines separate samples), .npz or .safetensors."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the model goes.")] = None,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read this plan if it exists, else write it there.")
-    ] = None,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Stop at the plan.")] = False,
+    max_loss: LargestLoss = None,
+    calibration: CalibrationFile = None,
+    out: ModelFolder = None,
+    plan: PlanFile = None,
+    plan_only: PlanOnly = False,
     portable: Annotated[bool, typer.Option("--portable", help="Only forms that load without netspectra.")] = False,
     heal: Annotated[
         bool, typer.Option("--heal", help="Distil a little; kept only if it helps on held-out data.")
@@ -57,18 +72,12 @@ def compress(
     refit: Annotated[int, typer.Option(min=0, help="Sweeps of fitting layers anew behind compressed ones.")] = 0,
     method: Annotated[str | None, typer.Option(help="plain, asvd, whitened, fisher, two_sided.")] = None,
     form: Annotated[list[str] | None, typer.Option(help="Allow only this form; repeatable.")] = None,
-    objective: Annotated[str | None, typer.Option(help="What to keep: logits, embedding, hidden, output.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples a batch; by default 32, fewer where memory asks for it.")
-    ] = None,
-    moments: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
-    ] = None,
+    objective: Objective = None,
+    model: ModelMaker = None,
+    samples: Samples = 512,
+    tokens: Tokens = 128,
+    batch_size: AffordableBatch = None,
+    moments: MomentsFile = None,
     export: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Also NAME.pt2 or NAME.onnx: runs without netspectra; repeatable."),
@@ -80,7 +89,7 @@ def compress(
     exclude: Exclude = None,
     html: HtmlOut = None,
     json_out: JsonOut = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    seed: Seed = 0,
     engine: Engine = "local",
     address: Address = None,
     quiet: Quiet = False,
@@ -109,10 +118,7 @@ def compress(
         timed=True if calibration is not None else None,
         seed=seed,
     )
-    if not plan_only and out is None:
-        raise InputRefused("name a folder for the model, -o DIR, or stop at the plan with --plan-only --plan FILE")
-    if plan_only and plan is None and json_out is None and html is None:
-        raise InputRefused("--plan-only needs a place for the plan: --plan FILE, --json or --html")
+    must_land(out, plan, plan_only, html, json_out)
     writable(html, json_out, plan if given is None else None, *(export or ()))
     if out is not None:
         refuse_foreign(out)

@@ -10,19 +10,25 @@ import typer
 
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
-from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.app import (
+    BatchSize,
+    Exclude,
+    HtmlOut,
+    Include,
+    JsonOut,
+    ModelMaker,
+    PathArgument,
+    Quiet,
+    Tokens,
+    app,
+)
 from netspectra.faces.cli.output import export, tell_files, writable
 from netspectra.faces.cli.planned import opened
 
 Data = Annotated[
     Path, typer.Option("--calibration", metavar="FILE", help="Text, .npz or .safetensors: what the model is run on.")
 ]
-Make = Annotated[
-    str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
-]
 Samples = Annotated[int, typer.Option(min=1, help="Samples, at most.")]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")]
-Size = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
 
 
 @app.command(
@@ -43,10 +49,10 @@ def distill(
     rate: Annotated[float, typer.Option(help="Their learning rate.")] = 3e-4,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the student goes.")] = None,
     objective: Annotated[str | None, typer.Option(help="What counts: logits, embedding, hidden, output.")] = None,
-    model: Make = None,
+    model: ModelMaker = None,
     samples: Samples = 256,
     tokens: Tokens = 64,
-    batch_size: Size = 16,
+    batch_size: BatchSize = 16,
     include: Include = None,
     exclude: Exclude = None,
     html: HtmlOut = None,
@@ -95,10 +101,10 @@ def distill(
 def expressivity(
     path: PathArgument,
     calibration: Data,
-    model: Make = None,
+    model: ModelMaker = None,
     samples: Samples = 256,
     tokens: Tokens = 64,
-    batch_size: Size = 16,
+    batch_size: BatchSize = 16,
     include: Include = None,
     exclude: Exclude = None,
     html: HtmlOut = None,

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
-from netspectra.faces.cli.app import Exclude, HtmlOut, Include, JsonOut, PathArgument, Quiet, app
+from netspectra.faces.cli.app import (
+    BatchSize,
+    CalibrationFile,
+    Exclude,
+    HtmlOut,
+    Include,
+    JsonOut,
+    LargestLoss,
+    ModelFolder,
+    ModelMaker,
+    MomentsFile,
+    Objective,
+    PathArgument,
+    PlanFile,
+    PlanOnly,
+    Quiet,
+    Samples,
+    Seed,
+    Tokens,
+    app,
+)
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import opened, remembering, told
+from netspectra.faces.cli.planned import must_land, opened, remembering, told
 from netspectra.faces.cli.progress import sharing
 
 EXAMPLES = (
@@ -29,18 +48,11 @@ def quantize(
         float | None, typer.Option(help="Budget: bits a weight on average, all included.", show_default="4.25")
     ] = None,
     max_bytes: Annotated[float | None, typer.Option(help="Budget: bytes of the selected weights.")] = None,
-    max_loss: Annotated[
-        float | None, typer.Option(help="Budget: the predicted loss a sample; as small as it allows.")
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text (blank lines or lines separate samples), .npz or .safetensors."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the model goes.")] = None,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read this plan if it exists, else write it there.")
-    ] = None,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Stop at the plan.")] = False,
+    max_loss: LargestLoss = None,
+    calibration: CalibrationFile = None,
+    out: ModelFolder = None,
+    plan: PlanFile = None,
+    plan_only: PlanOnly = False,
     level: Annotated[
         list[int] | None, typer.Option(help="Bits a weight may get; repeatable.", show_default="16, 8, 4, 3, 2")
     ] = None,
@@ -57,16 +69,12 @@ def quantize(
     form: Annotated[
         list[str] | None, typer.Option(help="A form of compress that may be chosen too, for joint plans; repeatable.")
     ] = None,
-    objective: Annotated[str | None, typer.Option(help="What to keep: logits, embedding, hidden, output.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 512,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 32,
-    moments: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read the moments if the file exists, else write them there.")
-    ] = None,
+    objective: Objective = None,
+    model: ModelMaker = None,
+    samples: Samples = 512,
+    tokens: Tokens = 128,
+    batch_size: BatchSize = 32,
+    moments: MomentsFile = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,7 +88,7 @@ def quantize(
     exclude: Exclude = None,
     html: HtmlOut = None,
     json_out: JsonOut = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Give every weight the bits it needs, so that the output changes least under a budget, and write the model."""
@@ -110,10 +118,7 @@ def quantize(
         seed=seed,
     )
     given = Plan.load(plan) if plan is not None and plan.exists() else None
-    if not plan_only and out is None:
-        raise InputRefused("name a folder for the model, -o DIR, or stop at the plan with --plan-only --plan FILE")
-    if plan_only and plan is None and json_out is None and html is None:
-        raise InputRefused("--plan-only needs a place for the plan: --plan FILE, --json or --html")
+    must_land(out, plan, plan_only, html, json_out)
     writable(html, json_out, plan if given is None else None)
     for one in kinds if out is not None else ():
         refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
