@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netspectra.report.page import assembled, asset
+from netspectra.report.page import assembled, framed
 from netspectra.report.payload import SCENE_DEPTH, plain
 
 __all__ = ["render_geometry"]
@@ -15,5 +15,5 @@ SCRIPTS = ("text.js", "theme.js", "geometry.js", "geometry-page.js")
 
 def render_geometry(geometry: Mapping[str, Any]) -> str:
     """One complete, self-contained HTML page of a `Geometry.to_dict`; the same data give the same bytes."""
-    body = asset("head.html") + asset("geometry.html")
+    body = framed("geometry.html")
     return assembled(body, SCRIPTS, plain(geometry, SCENE_DEPTH), title="netspectra geometry")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netspectra.report.page import assembled, asset
+from netspectra.report.page import assembled, framed
 
 __all__ = ["render_interpretation"]
 
@@ -19,7 +19,7 @@ def render_interpretation(document: Mapping[str, Any]) -> str:
     Args:
         document: `Interpretation.to_dict`.
     """
-    body, styles = asset("head.html") + asset("interpretation.html"), ("report.css", "interpretation.css")
+    body, styles = framed("interpretation.html"), ("report.css", "interpretation.css")
     return assembled(body, SCRIPTS, _payload(document), title="netspectra interpret", styles=styles)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from netspectra.report.payload import payload
 
-__all__ = ["assembled", "asset", "content_policy", "encode", "guarded_styles", "heatmap_styles", "render"]
+__all__ = ["assembled", "asset", "content_policy", "encode", "framed", "guarded_styles", "heatmap_styles", "render"]
 
 # In this order they are one script: what is defined above is used below.
 SCRIPTS = (
@@ -54,6 +54,11 @@ def render(
     body = asset("head.html") + asset("report.html")
     data = payload(document, glossary, geometry)
     return assembled(body, SCRIPTS, data, title="netspectra report", library=get_plotlyjs())
+
+
+def framed(name: str) -> str:
+    """A template under the head and the bar that all pages but the report have."""
+    return asset("head.html") + asset("bar.html") + asset(name)
 
 
 def assembled(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from netspectra.report.page import assembled, asset, heatmap_styles
+from netspectra.report.page import assembled, framed, heatmap_styles
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,7 +52,7 @@ def html_page(title: str, body: str, figures: Sequence[go.Figure], below: str = 
         for place, one in enumerate(drawn)
     )
     markup = f"<h1>{html.escape(title)}</h1>\n{body}\n{places}\n{below}"
-    template = asset("head.html") + asset("pictures.html").replace("$body", markup.replace("$", "$$"))
+    template = framed("pictures.html").replace("$body", markup.replace("$", "$$"))
     cells = any(trace["type"] == "heatmap" for one in drawn for trace in one["data"])
     return assembled(
         template,
