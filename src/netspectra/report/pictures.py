@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "INKS", "html_page"]
 
-RAISED = "font-size:70%"  # the style attribute that the charts' library writes on exponents
 SCRIPTS = ("text.js", "theme.js", "plots.js", "pictures.js")
 # A figure is made in the colours of the light theme; on a page each stands for its name in the style sheet.
 COLOURS = {
@@ -61,7 +60,7 @@ def html_page(title: str, body: str, figures: Sequence[go.Figure], below: str = 
         title=html.escape(title),
         styles=("report.css", "pictures.css"),
         library=library,
-        attributes=[*(heatmap_styles(library) if cells else ()), RAISED],
+        attributes=heatmap_styles(library) if cells else (),
     )
 
 
