@@ -131,6 +131,15 @@ def spoil_database(path, statements):
     connection.close()
 
 
+def refused_when_spoilt(path, statements, read):
+    spoil_database(path, statements)
+    began = time.process_time()
+    with pytest.raises(ns.InputRefused) as refusal:
+        read()
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert time.process_time() - began < 2
+
+
 DATABASES = {
     "a view that never ends": ("DROP TABLE records", "CREATE VIEW records AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL"
     " SELECT x + 1 FROM r) SELECT x AS step, x AS position, 'n' AS name, '{}' AS findings, x AS \"values\", x AS error,"
@@ -169,12 +178,7 @@ def test_a_run_file_of_a_stranger_is_believed_field_by_field(name, honest_run, t
 
     path = tmp_path / "job.run"
     shutil.copy(honest_run, path)
-    spoil_database(path, DATABASES[name])
-    began = time.process_time()
-    with pytest.raises(ns.InputRefused) as refusal:
-        Analysis.from_run(RunFile.read(path)).to_json()
-    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
-    assert time.process_time() - began < 2
+    refused_when_spoilt(path, DATABASES[name], lambda: Analysis.from_run(RunFile.read(path)).to_json())
 
 
 def test_spoilt_findings_are_refused_or_exported(honest_run, tmp_path):
@@ -252,12 +256,7 @@ def test_the_run_file_of_a_training_is_believed_field_by_field(name, watched_run
     Timeline.read(watched_run).to_html()  # as it is, it is fine
     path = tmp_path / "training.run"
     shutil.copy(watched_run, path)
-    spoil_database(path, WATCHED[name])
-    began = time.process_time()
-    with pytest.raises(ns.InputRefused) as refusal:
-        Timeline.read(path).to_html()
-    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
-    assert time.process_time() - began < 2
+    refused_when_spoilt(path, WATCHED[name], lambda: Timeline.read(path).to_html())
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
