@@ -41,8 +41,8 @@ def calibrate(
     """Sum up second moments of what enters each layer, and of the gradient at what leaves it, over a file of samples.
 
     Every ``shards``-th batch is a job of its own: it builds the model from the checkpoint and sums in float64. The sums
-    are added in the order of the shards. So the result depends on their number, in the last digits, and on no
-    engine: one process and a cluster give the same bytes. Save it, and give the file to `compress` or `quantize`.
+    are added in the order of the shards. So one process and a cluster give the same bytes. Another number of shards
+    changes the last digits of the inputs' moments, and the draws that the gradients' are estimated with. Save it, and give the file to `compress` or `quantize`.
 
     Args:
         origin: a checkpoint's path.

@@ -41,7 +41,10 @@ def calibrate(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the moments go.")],
     shards: Annotated[
-        int, typer.Option(min=1, help="Jobs that the batches are dealt to; the engine changes no bit, this the last.")
+        int,
+        typer.Option(
+            min=1, help="Jobs that the batches are dealt to. The engine changes no bit; this, the gradients' draws."
+        ),
     ] = 8,
     objective: Objective = None,
     model: ModelMaker = None,
