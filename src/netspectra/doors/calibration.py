@@ -40,9 +40,10 @@ def calibrate(
 ) -> Calibration:
     """Sum up second moments of what enters each layer, and of the gradient at what leaves it, over a file of samples.
 
-    Every ``shards``-th batch is a job of its own: it builds the model from the checkpoint and sums in float64. The sums
-    are added in the order of the shards. So one process and a cluster give the same bytes. Another number of shards
-    changes the last digits of the inputs' moments, and the draws that the gradients' are estimated with. Save it, and give the file to `compress` or `quantize`.
+    Every ``shards``-th batch is a job of its own: it builds the model from the checkpoint and sums in float64. The
+    sums are added in the order of the shards. So one process and a cluster give the same bytes. Another number of
+    shards changes the last digits of the inputs' moments, and the draws that the gradients' are estimated with.
+    Save it, and give the file to `compress` or `quantize`.
 
     Args:
         origin: a checkpoint's path.
