@@ -628,3 +628,17 @@ def test_unreadable_members_make_one_line():
             TensorRef("weight_scale", (6,), "float32", InMemory(torch.ones(6)))]  # fmt: skip
     weights, skipped = view(refs, Context())
     assert not weights and len(skipped) == 1 and "on the moon" in skipped[0].reason
+
+
+def test_numbers_that_do_not_fit_are_refused_with_the_file(tmp_path):
+    """That group numbers lie beyond the scales shows only when they are loaded."""
+    words, zeros = torch.zeros(2, 8, dtype=torch.int32), torch.zeros(2, 1, dtype=torch.int32)
+    stored = {"w.qweight": words, "w.qzeros": zeros, "w.scales": torch.ones(2, 8),
+              "w.g_idx": torch.full((16,), 7, dtype=torch.int32)}  # fmt: skip
+    save_file(stored, tmp_path / "model.safetensors")
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    [weight] = ns.open(tmp_path).weights
+    with pytest.raises(ns.InputRefused, match="group numbers 7 to 7 for 2 groups") as refusal:
+        weight.part.ref.load()
+    assert str(refusal.value).startswith(f"{tmp_path}: group")

@@ -26,10 +26,12 @@ class Context:
     Attributes:
         config: the model's ``config.json``, where there is one.
         shapes: every tensor's shape by name.
+        origin: what was opened, for messages; empty for a live model.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    origin: str = ""
 
     @property
     def model_type(self) -> str:
@@ -69,7 +71,7 @@ class Rule:
 
 def view(refs: Iterable[TensorRef], context: Context) -> tuple[list[Weight], list[Skipped]]:
     """Compose what is stored in pieces, then apply the rules to every tensor; tied names become aliases."""
-    refs = compose(refs, context.config)
+    refs = compose(refs, context.config, context.origin)
     context = replace(context, shapes={ref.name: ref.shape for ref in refs})
     weights: list[Weight] = []
     skipped: list[Skipped] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from netspectra.composed.bitsandbytes import BITSANDBYTES
 from netspectra.composed.coded import CODED
-from netspectra.composed.group import CompositionRule, Group
+from netspectra.composed.group import CompositionRule, Group, Located
 from netspectra.composed.lora import LORA
 from netspectra.composed.normed import NORMED
 from netspectra.composed.packed import PACKED
@@ -27,14 +27,25 @@ __all__ = ["COMPOSITIONS", "CompositionRule", "Group", "compose"]
 COMPOSITIONS: tuple[CompositionRule, ...] = (*BITSANDBYTES, *CODED, *PACKED, *SCALED, *NORMED, *LORA)
 
 
-def compose(refs: Iterable[TensorRef], config: Mapping[str, Any]) -> tuple[TensorRef, ...]:
-    """Replace every group that a rule claims by the tensor it makes, in the place of its first member."""
-    found = tuple(refs)
+def compose(refs: Iterable[TensorRef], config: Mapping[str, Any], origin: str = "") -> tuple[TensorRef, ...]:
+    """Replace every group that a rule claims by the tensor it makes, in the place of its first member.
+
+    Args:
+        refs: what is stored.
+        config: the checkpoint's.
+        origin: what was opened, for the refusals of numbers that turn out not to fit when they are loaded.
+    """
+    stored = found = tuple(refs)
     names = "\n".join(ref.name for ref in found)
     for rule in COMPOSITIONS:
         if any(mark in names for mark in rule.marks):
             found = _applied(rule, found, config)
-    return found
+    if not origin or found is stored:
+        return found
+    own = {id(ref) for ref in stored}
+    return tuple(
+        ref if id(ref) in own or ref.problem else replace(ref, load=Located(origin, ref.load)) for ref in found
+    )
 
 
 def _applied(rule: CompositionRule, refs: tuple[TensorRef, ...], config: Mapping[str, Any]) -> tuple[TensorRef, ...]:

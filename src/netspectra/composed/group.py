@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from re import Pattern
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from netspectra.weight import Loader, TensorRef
+from netspectra.errors import InputRefused
+from netspectra.weight import Index, Loader, TensorRef
 
-__all__ = ["Answer", "CompositionRule", "Group", "floating", "is_simple"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Answer", "CompositionRule", "Group", "Located", "floating", "is_simple"]
 
 LIMIT = 512  # longest name and pattern that are compared by regular expression
 
@@ -64,6 +68,26 @@ class Group:
             None if None in identities else (stored, *identities),
             stored=stored,
         )
+
+
+@dataclass(frozen=True)
+class Located:
+    """A loader of a composed tensor whose refusals begin with what was opened; a `netspectra.weight.Loader`.
+
+    What a rule finds out only from the numbers (a group number beyond the scales) it can tell of no file.
+    """
+
+    origin: str
+    load: Loader
+
+    def __call__(self, index: Index = ()) -> Tensor:
+        """Load, or say where it failed."""
+        try:
+            return self.load(index)
+        except InputRefused as refusal:
+            if str(refusal).startswith(self.origin):
+                raise
+            raise InputRefused(f"{self.origin}: {refusal}") from None
 
 
 # A tensor; the reason why the group makes none; or None: not mine.

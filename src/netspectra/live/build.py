@@ -87,7 +87,7 @@ def factory(name: str, option: str = "--model ") -> Callable[[], nn.Module]:
 def numbers(source: Source) -> tuple[TensorRef, ...]:
     """The tensors of a checkpoint as its modules compute with them: codes and scales become numbers."""
     coded = any(len(ref.shape) > 1 and not _floating(ref) for ref in source.tensors)
-    return compose(source.tensors, source.config) if coded else source.tensors
+    return compose(source.tensors, source.config, source.path) if coded else source.tensors
 
 
 def fill_(model: nn.Module, refs: Iterable[TensorRef], what: str = "the checkpoint") -> None:

@@ -104,7 +104,7 @@ def _open_path(origin: str, at: AnyPath | None = None) -> Source:
                 if len(tensors) > GUARD.tensors:
                     refuse(path, f"holds more than {GUARD.tensors} tensors")
                 config = reader.config(path)
-                weights, skipped = view(tensors, Context(config=config))
+                weights, skipped = view(tensors, Context(config=config, origin=printable(str(path))))
             identify = partial(_identify, reader, path, tensors, _decoding(config))
             told = str(path) if isinstance(path, RemotePath) else origin
             root = path if isinstance(path, Path) else None
