@@ -60,20 +60,20 @@ def _frontier(traces: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 def _asked(options: Mapping[str, Any]) -> str:
     """What was asked for, in words: what is off or empty is left out."""
-    return html.escape("; ".join(_phrase(name, value) for name, value in options.items() if _said(value)))
+    return html.escape("; ".join(_wording(name, value) for name, value in options.items() if _given(value)))
 
 
-def _said(value: Any) -> bool:
+def _given(value: Any) -> bool:
     return value not in (False, None, [], "", {})
 
 
-def _phrase(name: str, value: Any) -> str:
+def _wording(name: str, value: Any) -> str:
     """
-    >>> _phrase("held_out", 0.125), _phrase("centre", True), _phrase("levels", [8, 4])
+    >>> _wording("held_out", 0.125), _wording("centre", True), _wording("levels", [8, 4])
     ('held out 0.125', 'centre', 'levels 8 4')
     """
     if isinstance(value, Mapping):
-        value = ", ".join(_phrase(key, inner) for key, inner in value.items() if _said(inner))
+        value = ", ".join(_wording(key, inner) for key, inner in value.items() if _given(inner))
     elif isinstance(value, list):
         value = " ".join(map(str, value))
     elif isinstance(value, float):
