@@ -64,7 +64,7 @@ def _asked(options: Mapping[str, Any]) -> str:
 
 
 def _given(value: Any) -> bool:
-    return value not in (False, None, [], "", {})
+    return value not in (False, None, [], (), "", {})
 
 
 def _wording(name: str, value: Any) -> str:
@@ -74,7 +74,7 @@ def _wording(name: str, value: Any) -> str:
     """
     if isinstance(value, Mapping):
         value = ", ".join(_wording(key, inner) for key, inner in value.items() if _given(inner))
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         value = " ".join(map(str, value))
     elif isinstance(value, float):
         value = f"{value:,.0f}" if value >= 1e5 else f"{value:.6g}"
