@@ -156,7 +156,7 @@ def _coded(stored: Stored, grids: Sequence[Grid], coding: Coding) -> list[Coded]
         return [_stacked(some) for some in zip(*parts, strict=True)]
     if A is not None and A.dim() == 2 and coding.compensate:
         return compensated(W, grids, A)
-    return [nearest(W, grid, A if A is None or A.dim() == 1 else A.diagonal()) for grid in grids]
+    return [nearest(W, grid, A) for grid in grids]
 
 
 def _stacked(parts: tuple[Coded, ...]) -> Coded:

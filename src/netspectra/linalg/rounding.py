@@ -76,21 +76,24 @@ def group_of(n: int, group: int) -> int:
     return found or max(n, 1)
 
 
-def nearest(W: Tensor, grid: Grid, weight: Tensor | None = None, *, search: bool = True) -> Coded:
+def nearest(W: Tensor, grid: Grid, A: Tensor | None = None, *, search: bool = True) -> Coded:
     """Round every number to the nearest level.
 
     Args:
         W: (m, n).
         grid: the levels.
-        weight: (n,) what a squared error in each column is worth: the diagonal of A; None: all the same.
-        search: up to 5 bits, take the best of 24 scales for each group under the squared error; else nothing is
-            clipped.
+        A: what errors are worth: (n, n) second moment of the inputs, (n,) its diagonal; None: all the same.
+        search: up to 5 bits, take the best of 24 scales for each group g under e_g A_gg e_g^T; else nothing is clipped.
+            The first of them clips nothing, so that within groups the search cannot lose. By the diagonal of A alone
+            it can: clipped numbers all err towards zero, and correlated inputs add that up.
+
+    Cost: m n, or 24 m n times the group's size with a whole A.
 
     >>> import torch
     >>> nearest(torch.tensor([[1.0, -0.5, 0.1]]), Grid(8, 0, True)).numbers()[0, :2].tolist()
     [0.99993896484375, -0.50390625]
     """
-    scale, zero = _scales(W, grid, weight, search)
+    scale, zero = _scales(W, grid, A, search)
     cut = W.reshape(len(W), scale.shape[1], -1)
     codes = _codes(cut, scale[..., None].to(W.dtype), zero[..., None].to(W.dtype), 2**grid.bits - 1)
     return Coded(codes.reshape(W.shape).to(torch.uint8), scale, zero, grid.bits)
@@ -179,27 +182,41 @@ def _codes(w: Tensor, scale: Tensor, zero: Tensor, top: Tensor | int) -> Tensor:
     return torch.where(scale > 0, codes, zero.expand_as(codes))
 
 
-def _scales(W: Tensor, grid: Grid, weight: Tensor | None, search: bool = True) -> tuple[Tensor, Tensor]:
+def _scales(W: Tensor, grid: Grid, A: Tensor | None, search: bool = True) -> tuple[Tensor, Tensor]:
     """Scale (two bytes each) and zero point (uint8) of every group, (m, n / group)."""
     m, n = W.shape
     size = group_of(n, grid.group)
     cut = W.reshape(m, n // size, size)
-    worth = None if weight is None else weight.to(W.dtype).reshape(n // size, size)
     low, high = cut.amin(-1).clamp_max(0), cut.amax(-1).clamp_min(0)
-    best, kept = None, None
-    for share in torch.linspace(1.0, SMALLEST, SHRINKS).tolist() if search and grid.bits < COARSE else (1.0,):
-        scale, zero = _levels(low * share, high * share, grid)
-        wide, middle = scale[..., None].to(W.dtype), zero[..., None].to(W.dtype)
-        off = (cut - (_codes(cut, wide, middle, 2**grid.bits - 1) - middle) * wide).square_()
-        cost = off.sum(-1) if worth is None else (off * worth).sum(-1)
-        if best is None or kept is None:
-            best, kept = cost, (scale, zero)
-            continue
-        better = cost < best
-        best = torch.where(better, cost, best)
-        kept = (torch.where(better, scale, kept[0]), torch.where(better, zero, kept[1]))
-    assert kept is not None
-    return kept[0].to(_dtype(kept[0], grid)), kept[1].to(torch.uint8)
+    scale, zero = _levels(low, high, grid)
+    if search and grid.bits < COARSE:
+        worth = None if A is None else _blocks(A.to(W.dtype), size)
+        best = _costs(cut, scale, zero, grid, worth)
+        for share in torch.linspace(1.0, SMALLEST, SHRINKS).tolist()[1:]:
+            other, middle = _levels(low * share, high * share, grid)
+            cost = _costs(cut, other, middle, grid, worth)
+            better = cost < best
+            best = torch.where(better, cost, best)
+            scale, zero = torch.where(better, other, scale), torch.where(better, middle, zero)
+    return scale.to(_dtype(scale, grid)), zero.to(torch.uint8)
+
+
+def _blocks(A: Tensor, size: int) -> Tensor:
+    """The groups' blocks of A, (groups, size, size); of a diagonal (groups, size)."""
+    if A.dim() == 1:
+        return A.reshape(-1, size)
+    return torch.stack([A[i : i + size, i : i + size] for i in range(0, len(A), size)])
+
+
+def _costs(cut: Tensor, scale: Tensor, zero: Tensor, grid: Grid, worth: Tensor | None) -> Tensor:
+    """What the errors of each group cost, (m, groups)."""
+    wide, middle = scale[..., None].to(cut.dtype), zero[..., None].to(cut.dtype)
+    off = cut - (_codes(cut, wide, middle, 2**grid.bits - 1) - middle) * wide
+    if worth is None:
+        return off.square().sum(-1)
+    if worth.dim() == 2:
+        return (off.square() * worth).sum(-1)
+    return (off * (off.transpose(0, 1) @ worth).transpose(0, 1)).sum(-1)
 
 
 def _levels(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
