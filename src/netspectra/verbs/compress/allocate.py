@@ -162,7 +162,7 @@ def hull(options: Iterable[Option], measure: Measure) -> list[Option]:
 
 def components(choices: Mapping[int, tuple[Choice, ...]]) -> list[Component]:
     """Of sites that share layers, every set that covers these layers once; groups that cannot change bind nothing."""
-    able = [some[0].site for some in choices.values() if len(some) > 1 or len(some[0].site.members) == 1]
+    able = [some[0].site for some in choices.values() if len(some[0].site.members) == 1 or some[1:]]
     return [Component(tuple(_covers(found)), choices) for found in grouped(able)]
 
 
