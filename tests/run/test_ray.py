@@ -281,7 +281,7 @@ def test_a_partner_counts_as_memory(checkpoint, played):
 
     one = ns.open(checkpoint).weights[0]
     pair = _Paired.of(Pair(one, one, "name"))
-    assert pair.beside == one.nbytes + 24 * one.parameters
+    assert pair.beside == one.nbytes + 48 * one.parameters
     assert pair.shape == one.shape and cost.working_set(pair) == cost.working_set(one)
 
 

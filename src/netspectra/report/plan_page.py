@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +70,26 @@ def _figure(title: str, traces: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def _asked(options: Mapping[str, Any]) -> str:
-    shown = {name: value for name, value in options.items() if value not in (False, None, [], "")}
-    return html.escape(", ".join(f"{name} {json.dumps(value).strip(chr(34))}" for name, value in shown.items()))
+    """What was asked for, in words: what is off or empty is left out."""
+    return html.escape("; ".join(_phrase(name, value) for name, value in options.items() if _said(value)))
+
+
+def _said(value: Any) -> bool:
+    return value not in (False, None, [], "", {})
+
+
+def _phrase(name: str, value: Any) -> str:
+    """
+    >>> _phrase("held_out", 0.125), _phrase("centre", True), _phrase("levels", [8, 4])
+    ('held out 0.125', 'centre', 'levels 8 4')
+    """
+    if isinstance(value, Mapping):
+        value = ", ".join(_phrase(key, inner) for key, inner in value.items() if _said(inner))
+    elif isinstance(value, list):
+        value = " ".join(map(str, value))
+    elif isinstance(value, float):
+        value = f"{value:,.0f}" if value >= 1e5 else f"{value:.6g}"
+    return name.replace("_", " ") + ("" if value is True else f" {value}")
 
 
 def _cards(document: Mapping[str, Any]) -> str:
