@@ -228,7 +228,7 @@ def half_quadratic(W: Tensor, bits: int, steps: int = 20, p: float = 0.7) -> Ten
 
 
 def searched(W: Tensor, bits: int, A: Tensor | None) -> Tensor:
-    return nearest(W, Grid(bits, GROUP), None if A is None else A.diagonal()).numbers()
+    return nearest(W, Grid(bits, GROUP), A).numbers()
 
 
 def compensating(W: Tensor, bits: int, A: Tensor | None) -> Tensor:
