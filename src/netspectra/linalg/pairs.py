@@ -34,7 +34,8 @@ class Pairs:
     @classmethod
     def zeros(cls, m: int, q: int) -> Pairs:
         """Nothing seen yet."""
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in ((q, q), (m, q), (q,), (m,))))
+        zz, yz, z, y = (torch.zeros(shape, dtype=torch.float64) for shape in ((q, q), (m, q), (q,), (m,)))
+        return cls(zz, yz, z, y)
 
     def add_(self, z: Tensor, y: Tensor) -> Pairs:
         """Add rows (n, q) and (n, m); multiplied as they are, summed in float64."""
@@ -47,12 +48,8 @@ class Pairs:
 
     def __add__(self, other: Pairs) -> Pairs:
         """What both saw."""
-        sums = (a + b for a, b in zip(self._sums, other._sums, strict=True))
-        return Pairs(*sums, count=self.count + other.count)
-
-    @property
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.zz, self.yz, self.z, self.y
+        count = self.count + other.count
+        return Pairs(self.zz + other.zz, self.yz + other.yz, self.z + other.z, self.y + other.y, count)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """E[z], E[y]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -51,11 +52,13 @@ def paired(
     sums: dict[str, tuple[Pairs, Pairs]] = {}
     made: dict[str, list[Tensor]] = {name: [] for name in names}
     now: Any = None
-
+    runs = 0  # of these modules together in a batch, known once one has run; what comes after the last is not needed
     theirs, mine = ({name: model.get_submodule(name) for name in names} for model in (teacher, student))
 
     def keep(name: str, x: Tensor, y: Tensor) -> None:
         made[name].append(wanted(name, theirs[name], x, y, now).float().cpu())
+        if runs and sum(map(len, made.values())) == runs:
+            raise _Enough
 
     def add(name: str, x: Tensor, y: Tensor) -> None:
         target, z = made[name].pop(0), seen(name, mine[name], x, y, now).float().cpu()
@@ -65,6 +68,8 @@ def paired(
         middle = (len(z) + 1) // 2  # rows are in the order of the samples
         sums[name][0].add_(z[:middle], target[:middle])
         sums[name][1].add_(z[middle:], target[middle:])
+        if student is not teacher and not any(made.values()):
+            raise _Enough
 
     with untouched(teacher), untouched(student), torch.no_grad():
         for now in batches:
@@ -72,11 +77,17 @@ def paired(
                 with watching(theirs, keep), watching(mine, add):
                     call(teacher, now)
                 continue
-            with watching(theirs, keep):
+            with suppress(_Enough), watching(theirs, keep):
                 call(teacher, now)
-            with watching(mine, add):
+            runs = runs or sum(map(len, made.values()))
+            with suppress(_Enough), watching(mine, add):
                 call(student, now)
+            made = {name: [] for name in names}
     return sums
+
+
+class _Enough(Exception):
+    """All that was to be seen of a batch has been seen."""
 
 
 def refuse_broken(student: nn.Module, batch: Any) -> None:

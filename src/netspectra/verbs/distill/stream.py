@@ -17,6 +17,7 @@ from netspectra.forms.resized import bias_of, fill_, resized
 from netspectra.linalg.orthogonal import semi_orthogonal
 from netspectra.linalg.pairs import Pairs, anchored
 from netspectra.live.batches import call, main_output, selected
+from netspectra.live.spill import Spill
 from netspectra.live.untouched import untouched
 from netspectra.live.watching import watching
 from netspectra.verbs.compress.calibrate import layers, samples_in
@@ -28,6 +29,7 @@ __all__ = ["Stream", "narrower", "stream_of", "width_of"]
 
 AGREE = 1e-3  # relative difference of outputs under which a rotated model is the same
 LARGEST = 1 << 30  # bytes of moments held at once; more passes over the data where they would take more
+WAVES = 8  # runs of norms that are fitted along the student; SmolLM2: from one to twelve each more helps a little
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configs call the width of the stream
 
 
@@ -150,19 +152,24 @@ def narrower(
     One rotation for the whole stream, so the copy is of the same class, without adapters. LayerNorm keeps one dimension
     of the new stream for its mean; a bias of it goes through that dimension.
 
+    T is fitted twice, by ridges whose strength either half of the samples chooses for the other: towards a multiple of
+    R^T from the model's own stream, then towards that from what the student makes by then, some norms at a time.
+
     Args:
         model: not changed.
         batches: what it is called with.
         width: dimensions of the stream that stay.
         select: which directions; ``random`` to compare with.
-        refit: fit T (a ridge towards R^T, its strength by cross-validation); else R^T (to compare with).
+        refit: fit T; else R^T (to compare with).
         seed: of random directions.
         progress: told the share done.
 
     Raises:
         InputRefused: no stream that can be turned, or no such width.
 
-    Cost: three passes over the data, d^2 multiplications a token and norm in each; d^3 once.
+    Cost: two passes over the data and 8 halves of one with each model; d k multiplications a token and norm; for each
+    norm some d k^2. Memory: the model, its copy, and moments of at most 1 GB (of one norm, 16 k (k + d) bytes, where
+    that is more); the fits wait in a temporary file, 4 d k bytes a norm.
     """
     found = stream_of(model, batches[0])
     if not 1 + found.centred <= width <= found.width:
@@ -182,21 +189,19 @@ def narrower(
     refuse_broken(new, batches[0])
     if not refit:
         return new
-    fits: dict[str, Tensor] = {}
+    spill, fits = Spill(), {}
     for names in _waves(found, width, 1):
         for name, halves in paired(model, model, batches, names, cut, unit).items():
-            fits[name] = anchored(halves, _prior(halves, R))
-            _read_(new, model, found, name, fits[name])
+            T = anchored(halves, _prior(halves, R))
+            _read_(new, model, found, name, T)
+            fits[name] = spill.put(T.float())
     progress(0.4)
     waves = _waves(found, width, WAVES)
-    for done, names in enumerate(waves if WAVES else []):
+    for done, names in enumerate(waves):
         for name, halves in paired(model, new, batches, names, unit, unit).items():
-            _read_(new, model, found, name, anchored(halves, fits.pop(name)))
+            _read_(new, model, found, name, anchored(halves, fits[name]().double()))
         progress(0.4 + 0.6 * (done + 1) / len(waves))
     return new
-
-
-WAVES = 1
 
 
 def _second(model: nn.Module, found: Stream, batches: Sequence[Any], unit: Rows) -> Tensor:
@@ -229,10 +234,10 @@ def _directions(found: Stream, second: Tensor, width: int, select: str, seed: in
 
 
 def _waves(found: Stream, width: int, least: int) -> list[list[str]]:
-    """Norms in the order in which they run, as many at once as their moments fit into memory."""
+    """Norms in the order in which they run, in ``least`` runs, or more where their moments would not fit."""
     names = [name for name, readers in found.readers.items() if readers]
     each = 2 * (found.width + width) * width * 8
-    size = max(1, min(LARGEST // each, -(-len(names) // max(least, 1))))
+    size = max(1, min(LARGEST // each, -(-len(names) // least)))
     return [names[i : i + size] for i in range(0, len(names), size)]
 
 
