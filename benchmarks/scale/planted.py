@@ -53,6 +53,7 @@ class Shape:
 
     def config(self, depth: int) -> dict[str, object]:
         return {
+            "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_size": self.hidden,
             "intermediate_size": self.inner,

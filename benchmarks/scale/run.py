@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+import netspectra
 from benchmarks.results import keep, table
 from benchmarks.scale import planted
 from benchmarks.scale.planted import LLAMA_3_8B, LLAMA_3_70B, LLAMA_3_405B, TOY, Planted, Shape
+from netspectra.composed import compose
 from netspectra.run.cost import flops
 from netspectra.views import Context, view
 from netspectra.weight import TensorRef
@@ -65,6 +69,50 @@ print(json.dumps({
     "values": {d.name: [d.spectrum.values.tolist(), d.spectrum.error.tolist()] for d in found.deltas if d.spectrum},
 }))
 """
+
+
+# From checkpoint to checkpoint: the matrices of SHRUNK become factors or codes, all others are copied.
+REWRITE = """
+import json, resource, sys, time
+import netspectra as ns
+from netspectra.run.local import serial
+from netspectra.verbs.compress.options import CompressOptions
+from netspectra.verbs.compress.streamed import compress_stream
+from netspectra.verbs.quantize.options import QuantizeOptions
+from netspectra.verbs.quantize.streamed import quantize_stream
+path, out, include, how = sys.argv[1:5]
+source, cpu, wall = ns.open(path), time.process_time(), time.perf_counter()
+if how == "compress":
+    plan, saved = compress_stream(source, out, CompressOptions(keep=0.5, include=(include,)), run=serial)
+else:
+    plan, saved = quantize_stream(source, out, QuantizeOptions(bits=4.5, ranks=(0,), include=(include,)), run=serial)
+print(json.dumps({
+    "weights": sum(d.form != "dense" for d in plan), "bytes": saved.bytes, "planned": plan.totals["model_after"].bytes,
+    "cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall,
+    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "sizes": {d.site: [d.form, d.size] for d in plan if d.form != "dense"},
+}))
+"""
+SHRUNK = {"compress": "re:layers\\.0\\.(self_attn\\.q_proj|mlp\\.down_proj)", "quantize": "*.layers.0.*"}
+
+
+def rewritten(path: Path, out: Path, how: str, shapes: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """Rewrite the checkpoint, and look at what was written: every error against the planted values (Eckart-Young)."""
+    found = child(REWRITE, path, out, SHRUNK[how], how)
+    before = {ref.name: ref for ref in netspectra.open(path).tensors}
+    written = netspectra.open(out)
+    after = {ref.name: ref for ref in compose(written.tensors, written.config)}
+    apart = {}
+    for layer, (_, rank) in found.pop("sizes").items():
+        W, sigma = before[name := f"{layer}.weight"].load().float(), planted.expected(f"{layer}.weight", shapes[name])
+        if how == "compress":
+            W -= after[f"{layer}.1.weight"].load().float() @ after[f"{layer}.0.weight"].load().float()
+            apart[layer] = float(W.norm(dtype=torch.float64)) / float(np.sqrt((sigma[rank:] ** 2).sum()))
+        else:
+            W -= after[name].load().float()
+            apart[layer] = float(W.norm(dtype=torch.float64)) / float(np.sqrt((sigma**2).sum()))
+    shutil.rmtree(out)
+    return {**found, "apart": apart}
 
 
 def child(code: str, *arguments: str | Path) -> dict[str, Any]:
@@ -125,6 +173,13 @@ def measure(shape: Shape, depth: int, home: Path) -> dict[str, Any]:
         home / f"compare-{shape.hidden}.json",
         lambda: checked(child(COMPARE, here, after, LIKE), shapes, planted.moved),
     )
+    result["rewritten"] = {
+        how: once(
+            home / f"{how}-{shape.hidden}-{depth}.json",
+            lambda how=how: rewritten(here, home / f"{shape.hidden}-{how}", how, shapes),
+        )
+        for how in SHRUNK
+    }
     return result
 
 
@@ -209,6 +264,23 @@ def page(result: dict[str, Any]) -> str:
             f"{found['within_stated_error']} of {found['values']} values within their stated error, peak "
             f"{found['peak_bytes'] / 1e9:.2f} GB."
         )
+    rows = [
+        (
+            {"compress": "compress --stream, keep 0.5", "quantize": "quantize --stream, 4.5 bits, no corrections"}[how],
+            found["weights"],
+            f"{found['cpu_seconds']:.0f}",
+            f"{found['peak_bytes'] / 1e9:.2f} GB",
+            f"{found['bytes'] / 1e9:.2f} GB ({found['bytes'] - found['planned']:+,} of the plan)",
+            f"{min(found['apart'].values()):.5f} .. {max(found['apart'].values()):.5f}",
+        )
+        for how, found in result["rewritten"].items()
+    ]
+    lines += [
+        "From this checkpoint to another, all but these weights copied. The error of factors is told in units of the "
+        "least that any of their rank can have, by the planted values (Eckart & Young); that of codes as a share of "
+        "the weight's norm:",
+        table(("what", "weights", "CPU s", "peak memory", "written", "error"), rows),
+    ]
     told = [
         (p["shape"], f"{p['bytes'] / 1e9:.0f} GB", f"{p['flops']:.2g}", f"{p['core_hours']:.1f}",
          f"{p['core_hours'] * CENTS / 100:.2f}")

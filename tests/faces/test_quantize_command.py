@@ -66,3 +66,36 @@ def test_contradictions_end_in_one_line(model, tmp_path, options, message):  # n
     options = tuple(str(tmp_path / one) if one == "x" else one for one in options)
     done = run("quantize", model / "model", *options)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stream_plans_edits_and_writes_what_loads(model, tmp_path):  # noqa: F811
+    plan, out, moments = tmp_path / "plan.json", tmp_path / "small", tmp_path / "m.safetensors"
+    done = run("calibrate", model / "model", model / "text.txt", "-o", moments, "-q")
+    assert done.returncode == 0, done.stderr
+    done = run("quantize", model / "model", "--stream", "--bits", "5", "--moments", moments, "--plan", plan,
+               "--plan-only", "-q")  # fmt: skip
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    data = json.loads(plan.read_text())
+    decision = next(one for one in data["decisions"] if one["form"].startswith("int"))
+    decision |= {"form": "int8", "size": 0}
+    plan.write_text(json.dumps(data))
+    done = run("quantize", model / "model", "--stream", "--moments", moments, "--plan", plan, "-o", out)
+    assert done.returncode == 0 and "without a live model" in " ".join(done.stdout.split()), done.stderr
+    assert json.loads((out / "recipe.json").read_text())["layers"][decision["site"]]["bits"] == 8
+    assert answer(ns.load(out)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--stream", "--calibration", "text.txt", "-o", "x"), "--stream runs no model"),
+        (("--stream", "--format", "gguf", "-o", "x"), "needs a live model"),
+        (("--stream", "--format", "dequantized", "--format", "netspectra", "-o", "x"), "one format at a time"),
+        (("--stream", "--moments", "none.safetensors", "-o", "x"), "no such file"),
+        (("--engine", "ray", "-o", "x"), "goes with --stream"),
+    ],
+)
+def test_what_a_stream_refuses(model, options, message):  # noqa: F811
+    done = run("quantize", model / "model", "--bits", "5", *options, cwd=model)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (model / "x").exists()

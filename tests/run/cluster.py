@@ -167,6 +167,8 @@ def verbs(folder: Path, address: str) -> dict[str, bool]:
     from netspectra.verbs.compress.calibrate import Calibration
     from netspectra.verbs.compress.options import CompressOptions
     from netspectra.verbs.compress.streamed import compress_stream
+    from netspectra.verbs.quantize.options import QuantizeOptions
+    from netspectra.verbs.quantize.streamed import quantize_stream
 
     torch.manual_seed(0)
     model, inputs = folder / "live.safetensors", folder / "inputs.safetensors"
@@ -193,10 +195,18 @@ def verbs(folder: Path, address: str) -> dict[str, bool]:
         plan, _ = compress_stream(ns.open(model), folder / name, CompressOptions(keep=0.5), calibration=known, **more)
         return [plan.to_json().encode(), *(file.read_bytes() for file in sorted((folder / name).iterdir()))]
 
+    def quantize(name: str, run: Any) -> list[bytes]:
+        known = Calibration.load(folder / "moments-local.safetensors")
+        more = {} if run is None else {"run": run}
+        options, to = QuantizeOptions(bits=6, ranks=(0, 2)), folder / f"{name}-codes"
+        plan, _ = quantize_stream(ns.open(model), to, options, calibration=known, **more)
+        return [plan.to_json().encode(), *(file.read_bytes() for file in sorted(to.iterdir()))]
+
     with cluster.joined():
         both("compare", compare)
         both("calibrate", calibrate)
         both("compress", compress)
+        both("quantize", quantize)
     return same
 
 

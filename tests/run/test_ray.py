@@ -21,6 +21,8 @@ from netspectra.verbs.analyze import AnalyzeOptions, measure
 from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.streamed import compress_stream
+from netspectra.verbs.quantize.options import QuantizeOptions
+from netspectra.verbs.quantize.streamed import quantize_stream
 
 module = importlib.import_module("netspectra.run.ray")
 
@@ -147,11 +149,14 @@ def test_compression_and_calibration_travel_too(checkpoint, played, tmp_path):
         options = CompressOptions(keep=0.5, include=("layers*",))
         known = Calibration.load(tmp_path / name)
         plan, _ = compress_stream(ns.open(checkpoint), tmp_path / f"{name}-small", options, calibration=known, run=run)
-        files = [file.read_bytes() for file in sorted((tmp_path / f"{name}-small").iterdir())]
-        made.append(((tmp_path / name).read_bytes(), plan.to_json(), files))
+        bits = QuantizeOptions(bits=6, include=("layers*",), ranks=(0,))
+        codes, _ = quantize_stream(ns.open(checkpoint), tmp_path / f"{name}-codes", bits, calibration=known, run=run)
+        folders = [tmp_path / f"{name}-small", tmp_path / f"{name}-codes"]
+        files = [file.read_bytes() for folder in folders for file in sorted(folder.iterdir())]
+        made.append(((tmp_path / name).read_bytes(), plan.to_json(), codes.to_json(), files))
     assert made[0] == made[1]
     names = [demand["name"] for demand in played.demands]
-    assert names[:3] == ["shard 1 of 3", "shard 2 of 3", "shard 3 of 3"] and len(names) == 3 + 2 * 20
+    assert names[:3] == ["shard 1 of 3", "shard 2 of 3", "shard 3 of 3"] and len(names) == 3 + 4 * 20
     with pytest.raises(ns.InputRefused, match="this process's memory"):
         compress_stream(ns.open(checkpoint), None, options, calibration=replace(known, path=None), run=RayRun())
     with pytest.raises(ns.InputRefused, match="functions have to stand in a module"):
@@ -276,7 +281,7 @@ def test_a_partner_counts_as_memory(checkpoint, played):
 
     one = ns.open(checkpoint).weights[0]
     pair = _Paired.of(Pair(one, one, "name"))
-    assert pair.beside == one.nbytes + 24 * one.parameters
+    assert pair.beside == one.nbytes + 48 * one.parameters
     assert pair.shape == one.shape and cost.working_set(pair) == cost.working_set(one)
 
 

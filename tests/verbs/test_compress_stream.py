@@ -96,8 +96,8 @@ def test_a_plan_from_a_file_is_followed(tmp_path):
         for one in json.loads((tmp_path / "out" / MANIFEST).read_text())["replacements"]
     }
     assert sizes["2"] == 3 and sizes["0"] == plan["0"].size
-    data["decisions"][1]["form"] = "pivoted"
-    with pytest.raises(InputRefused, match="pivoted needs a live model"):
+    data["decisions"][1]["form"] = "neurons"
+    with pytest.raises(InputRefused, match="neurons needs a live model"):
         compress_stream(source, tmp_path / "out", options, plan=Plan.from_dict(data))
 
 

@@ -16,6 +16,7 @@ DAMP = 0.01  # of A's mean diagonal, added to it (Frantar et al. 2022)
 SHRINKS = 24  # scales that are tried for each group
 SMALLEST = 0.35  # of them, the least: as a share of the one that clips nothing
 LARGEST = 1 << 22  # numbers in work at a time
+CACHED = 1 << 18  # of them, in a search: 2 MB, which a processor keeps at hand
 COARSE = 6  # from this many bits on, clipping does not pay, and nothing is searched
 
 
@@ -114,7 +115,7 @@ def compensated(W: Tensor, grids: Sequence[Grid], A: Tensor, damp: float = DAMP)
     """
     m, n = W.shape
     order = A.diagonal().argsort(descending=True, stable=True)
-    U = _feedback(A[order][:, order], damp)
+    U = _feedback(A[order[:, None], order], damp)
     if U is None:
         return [nearest(W, grid) for grid in grids]
     parts = [(*_scales(W, grid, A.diagonal()), grid) for grid in grids]
@@ -160,23 +161,22 @@ def _feedback(A: Tensor, damp: float) -> Tensor | None:
     level = float(A.diagonal().mean())
     if not level > 0:
         return None
-    flipped = A.flip(0, 1)
+    flipped, before = A.flip(0, 1), A.diagonal().flip(0)
     while True:
-        L, failed = torch.linalg.cholesky_ex(flipped + damp * level * torch.eye(len(A), dtype=A.dtype))
+        flipped.diagonal().copy_(before + damp * level)
+        L, failed = torch.linalg.cholesky_ex(flipped)
         if not int(failed):
             break
         damp = max(2 * damp, torch.finfo(A.dtype).eps)
     R = L.flip(0, 1)
-    return R / R.diagonal()
+    return R.div_(R.diagonal().clone())
 
 
 def _codes(w: Tensor, scale: Tensor, zero: Tensor, top: Tensor | int) -> Tensor:
     """Nearest codes; a scale of zero (a group of zeros) gives the zero point."""
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    codes = (w / safe + zero).round()
-    limit = top if isinstance(top, Tensor) else torch.tensor(top, dtype=w.dtype)
-    codes = torch.minimum(codes.clamp_min(0), limit)
-    return torch.where(scale > 0, codes, zero.expand_as(codes))
+    codes = (w / torch.where(scale > 0, scale, 1.0)).add_(zero).round_()
+    codes = codes.clamp_(0, top) if isinstance(top, int) else torch.minimum(codes.clamp_(min=0), top)
+    return torch.where(scale > 0, codes, zero)
 
 
 def _scales(W: Tensor, grid: Grid, weight: Tensor | None, search: bool = True) -> tuple[Tensor, Tensor]:
@@ -184,12 +184,36 @@ def _scales(W: Tensor, grid: Grid, weight: Tensor | None, search: bool = True) -
     m, n = W.shape
     size = group_of(n, grid.group)
     cut = W.reshape(m, n // size, size)
-    worth = None if weight is None else weight.to(W.dtype).reshape(n // size, size)
     low, high = cut.amin(-1).clamp_max(0), cut.amax(-1).clamp_min(0)
+    shares = torch.linspace(1.0, SMALLEST, SHRINKS).tolist() if search and grid.bits < COARSE else [1.0]
+    dtype = _dtype(_step(low, high, grid), grid, shares[-1])
+    if len(shares) == 1:
+        scale, zero = _levels(low, high, grid, dtype)
+        return scale.to(dtype), zero.to(torch.uint8)
+    worth = None if weight is None else weight.to(W.dtype).reshape(n // size, size)
+    rows = max(1, CACHED // n)
+    parts = [
+        _best(*some, grid, worth, shares, dtype)
+        for some in zip(cut.split(rows), low.split(rows), high.split(rows), strict=True)
+    ]
+    scale, zero = (torch.cat(some) for some in zip(*parts, strict=True))
+    return scale.to(dtype), zero.to(torch.uint8)
+
+
+def _best(
+    cut: Tensor,
+    low: Tensor,
+    high: Tensor,
+    grid: Grid,
+    worth: Tensor | None,
+    shares: Sequence[float],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Of scales that span these shares of each group's range, the one of least squared error."""
     best, kept = None, None
-    for share in torch.linspace(1.0, SMALLEST, SHRINKS).tolist() if search and grid.bits < COARSE else (1.0,):
-        scale, zero = _levels(low * share, high * share, grid)
-        wide, middle = scale[..., None].to(W.dtype), zero[..., None].to(W.dtype)
+    for share in shares:
+        scale, zero = _levels(low * share, high * share, grid, dtype)
+        wide, middle = scale[..., None], zero[..., None]
         off = (cut - (_codes(cut, wide, middle, 2**grid.bits - 1) - middle) * wide).square_()
         cost = off.sum(-1) if worth is None else (off * worth).sum(-1)
         if best is None or kept is None:
@@ -199,31 +223,31 @@ def _scales(W: Tensor, grid: Grid, weight: Tensor | None, search: bool = True) -
         best = torch.where(better, cost, best)
         kept = (torch.where(better, scale, kept[0]), torch.where(better, zero, kept[1]))
     assert kept is not None
-    return kept[0].to(_dtype(kept[0], grid)), kept[1].to(torch.uint8)
+    return kept
 
 
-def _levels(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Scale, as two bytes hold it, and whole zero point for numbers between low <= 0 and high >= 0."""
+def _step(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """Distance of neighbouring levels that span the numbers between low <= 0 and high >= 0."""
     if grid.symmetric:
         half = 2 ** (grid.bits - 1)
-        scale = torch.maximum(-low / half, high / (half - 1))
-        return _held(scale, grid), torch.full_like(scale, half)
-    top = 2**grid.bits - 1
-    scale = _held((high - low) / top, grid)
-    zero = (-low / torch.where(scale > 0, scale, torch.ones_like(scale))).round().clamp(0, top)
-    return scale, zero
+        return torch.maximum(-low / half, high / (half - 1))
+    return (high - low) / (2**grid.bits - 1)
 
 
-def _dtype(scale: Tensor, grid: Grid) -> torch.dtype:
-    """The grid's dtype; float16 only where it holds every scale well."""
+def _levels(low: Tensor, high: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale, as two bytes hold it, and whole zero point for numbers between low <= 0 and high >= 0."""
+    scale = _step(low, high, grid)
+    scale = scale.to(dtype).to(scale.dtype)
+    if grid.symmetric:
+        return scale, torch.full_like(scale, 2 ** (grid.bits - 1))
+    return scale, (-low / torch.where(scale > 0, scale, 1.0)).round_().clamp_(0, 2**grid.bits - 1)
+
+
+def _dtype(scale: Tensor, grid: Grid, least: float) -> torch.dtype:
+    """The grid's dtype; float16 only where it holds every scale well, and this share of each."""
     if grid.scale == "bfloat16":
         return torch.bfloat16
     used = scale[scale > 0]
     limits = torch.finfo(torch.float16)
-    fits = not len(used) or (float(used.min()) >= limits.smallest_normal and float(used.max()) <= limits.max)
+    fits = not len(used) or (float(used.min()) * least >= limits.smallest_normal and float(used.max()) <= limits.max)
     return torch.float16 if fits else torch.bfloat16
-
-
-def _held(scale: Tensor, grid: Grid) -> Tensor:
-    """Scales rounded as they will be stored."""
-    return scale.to(_dtype(scale, grid)).to(scale.dtype)

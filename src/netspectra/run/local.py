@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 __all__ = ["LocalRun", "alone", "serial"]
 
-SLACK = 600 << 20
+SLACK = 640 << 20  # of the gigabyte that the promise on memory leaves, what the libraries do not take
 MANY = 4  # workers beyond which a fixed budget would leave them idle
 ALONE = 1 << 30  # bytes of work beside the tensor from which a weight runs alone, with every processor to itself
 
@@ -66,9 +66,14 @@ class LocalRun:
 
 def _budget(queue: Sequence[Weight | Job], workers: int) -> int:
     """What the promise on memory allows; where many processors would stand idle under it, half of what there is."""
-    promised = max((working_set(w) + w.nbytes + w.beside for w in queue), default=0) + SLACK
+    promised = max(map(_need, queue), default=0) + SLACK
     there = memory()
     return max(promised, there // 2) if workers > MANY and there < UNKNOWN else promised
+
+
+def _need(weight: Weight | Job) -> int:
+    """Bytes that one may take, by the promise: its tensor twice, what is worked out of it, what lies beside it."""
+    return working_set(weight) + weight.nbytes + weight.beside
 
 
 def alone(weight: Weight | Job) -> bool:
@@ -96,7 +101,7 @@ def _drive(
     used, place = 0, 0
     while place < len(queue) or running:
         while place < len(queue) and len(running) < workers:
-            need = working_set(queue[place]) + queue[place].beside
+            need = _need(queue[place])
             if running and used + need > budget:
                 break
             running[pool.submit(function, queue[place])] = queue[place]
@@ -104,5 +109,5 @@ def _drive(
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             weight = running.pop(future)
-            used -= working_set(weight) + weight.beside
+            used -= _need(weight)
             yield weight, future.result()

@@ -82,6 +82,9 @@ PlanFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Read this plan if it exists, else write it there.")
 ]
 PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Stop at the plan.")]
+Streaming = Annotated[
+    bool, typer.Option("--stream", help="Layer by layer with no live model: for what memory cannot hold.")
+]
 LargestLoss = Annotated[float | None, typer.Option(help="Budget: the predicted loss a sample; as small as it allows.")]
 Seed = Annotated[int, typer.Option(help="Of all draws.")]
 

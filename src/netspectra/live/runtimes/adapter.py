@@ -6,6 +6,8 @@ Layout: PEFT's documentation of its checkpoint format: the update of ``PATH.weig
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from netspectra.forms.coded import CodedConvolution, CodedEmbedding, CodedModule
 from netspectra.live.runtimes import coded_modules
 from netspectra.weight import InMemory, TensorRef
 
-__all__ = ["FOLDER", "write_adapter"]
+__all__ = ["FOLDER", "correction", "write_adapter", "write_corrections"]
 
 FOLDER = "correction"  # beside the model
 
@@ -33,14 +35,26 @@ def write_adapter(model: nn.Module, folder: Path) -> list[str]:
         Names of the layers whose corrections are in it.
     """
     modules = {name: module for name, module in coded_modules(model).items() if module.rank}
-    if not modules:
-        return []
-    tensors: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        tensors |= {f"base_model.model.{name}.{key}": value for key, value in _factors(name, module).items()}
-    ranks = {name: module.rank for name, module in modules.items()}
-    usual = max(ranks.values())
     turned = any(getattr(module, "turned", False) for module in modules.values())
+    refs = {name: [_ref(*pair) for pair in correction(module, name).items()] for name, module in modules.items()}
+    write_corrections(folder, {name: module.rank for name, module in modules.items()}, refs, turned)
+    return sorted(modules)
+
+
+def write_corrections(
+    folder: Path, ranks: Mapping[str, int], refs: Mapping[str, Iterable[TensorRef]], turned: bool
+) -> None:
+    """The same from tensors that may lie anywhere; nothing where there are none.
+
+    Args:
+        folder: made.
+        ranks: by layer.
+        refs: by layer, what `correction` gives.
+        turned: whether layers of the model store inputs first.
+    """
+    if not ranks:
+        return
+    usual = max(ranks.values())
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -57,9 +71,19 @@ def write_adapter(model: nn.Module, folder: Path) -> list[str]:
     }
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    refs = [_ref(name, value) for name, value in tensors.items()]
-    write_safetensors(folder / "adapter_model.safetensors", refs)
-    return sorted(ranks)
+    named = [replace(ref, name=f"base_model.model.{name}.{ref.name}") for name, some in refs.items() for ref in some]
+    write_safetensors(folder / "adapter_model.safetensors", named)
+
+
+def correction(module: CodedModule, name: str = "a layer") -> dict[str, Tensor]:
+    """The factors of one layer in float32, which PEFT computes with; nothing where it has no correction.
+
+    Raises:
+        InputRefused: of a convolution.
+    """
+    if not module.rank:
+        return {}
+    return {key: value.detach().to("cpu", torch.float32) for key, value in _factors(name, module).items()}
 
 
 def _factors(name: str, module: CodedModule) -> dict[str, Tensor]:
@@ -75,5 +99,4 @@ def _factors(name: str, module: CodedModule) -> dict[str, Tensor]:
 
 
 def _ref(name: str, value: Tensor) -> TensorRef:
-    value = value.detach().to("cpu", torch.float32)  # what PEFT computes with
     return TensorRef(name, tuple(value.shape), "float32", InMemory(value))

@@ -7,7 +7,8 @@ inputs (along the outputs for zero points), scales in the model's dtype, one ``c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netspectra.forms.coded import CodedLinear, CodedModule
+from netspectra.errors import InputRefused
+from netspectra.forms.coded import CodedLinear, CodedModule, stock
+from netspectra.forms.place import placed
 from netspectra.linalg.packing import pack
 from netspectra.live.runtimes import coded_modules, decoded
 from netspectra.live.runtimes.adapter import FOLDER, write_adapter
@@ -23,35 +26,39 @@ from netspectra.live.saved import Saved, save_config, save_tensors, state
 from netspectra.live.stock import is_transformers
 from netspectra.weight import InMemory, Source, TensorRef
 
-__all__ = ["compressed_config", "write_compressed"]
+__all__ = ["HOLDS", "against", "compressed_config", "compressed_state", "notes_on", "with_config", "write_compressed"]
 
 KERNELS = (4, 8)  # bits for which vLLM and SGLang have kernels
+HOLDS = "compressed-tensors holds codes only: plan without --form, or write the format netspectra"
 
 
 def refuses(module: CodedModule) -> str:
     """Why a layer stays in the model's dtype; empty where it is packed."""
-    if module.bits == 16:
+    return against(module.bits, isinstance(module, CodedLinear) and not module.turned)
+
+
+def against(bits: int, linear: bool) -> str:
+    """The same by its bits, and whether it is of type Linear."""
+    if bits == 16:
         return "16 bits: stays in the model's dtype"
-    if not isinstance(module, CodedLinear) or module.turned:
-        return "compressed-tensors packs layers of type Linear only; stays in the model's dtype, decoded"
-    return ""
+    return "" if linear else "compressed-tensors packs layers of type Linear only; stays in the model's dtype, decoded"
 
 
-def compressed_config(model: nn.Module) -> dict[str, Any]:
-    """The ``quantization_config`` entry: a group of layers for each number of bits, group size and kind of grid."""
+def compressed_config(packed: Mapping[str, tuple[int, int, bool]], linears: Iterable[str]) -> dict[str, Any]:
+    """The ``quantization_config`` entry: a group of layers for each number of bits, group size and kind of grid.
+
+    Args:
+        packed: bits, group size (0: rows) and whether there are no zero points, by layer.
+        linears: names of all Linear layers of the model: those that are not packed are to be left alone.
+    """
     groups: dict[tuple[int, int, bool], list[str]] = {}
-    modules = coded_modules(model)
-    for name, module in modules.items():
-        if not refuses(module) and module.scale is not None:
-            size = 0 if module.scale.shape[1] == 1 else module.columns // module.scale.shape[1]
-            groups.setdefault((module.bits, size, module.zero is None), []).append(name)
-    packed = {name for names in groups.values() for name in names}
-    others = [name for name, module in decoded(model).named_modules() if type(module) is nn.Linear]
+    for name, kind in packed.items():
+        groups.setdefault(kind, []).append(name)
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": [name for name in others if name not in packed],
+        "ignore": [name for name in linears if name not in packed],
         "config_groups": {
             f"group_{i}": {
                 "targets": names,
@@ -69,6 +76,33 @@ def compressed_config(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def kind_of(module: CodedModule) -> tuple[int, int, bool]:
+    """Bits, group size, whether there are no zero points."""
+    assert module.scale is not None
+    size = 0 if module.scale.shape[1] == 1 else module.columns // module.scale.shape[1]
+    return module.bits, size, module.zero is None
+
+
+def compressed_state(module: CodedModule) -> dict[str, Tensor]:
+    """The tensors of one layer: packed, or decoded where the format cannot hold it; the correction left out."""
+    if refuses(module):
+        return {key: value.detach() for key, value in stock(module, corrected=False).state_dict().items()}
+    return _packed(module) | ({} if module.bias is None else {"bias": module.bias.detach()})
+
+
+def with_config(config: Mapping[str, Any], describe: Callable[[Path], None] | None) -> Callable[[Path], None]:
+    """Writes ``config.json`` as ``describe`` does, with the ``quantization_config`` entry."""
+
+    def write(folder: Path) -> None:
+        if describe is not None:
+            describe(folder)
+        path = folder / "config.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**found, "quantization_config": config}, indent=2) + "\n", encoding="utf-8")
+
+    return write
+
+
 def write_compressed(
     model: nn.Module, to: str | Path, *, source: Source | None, beside: Callable[[Path], None] = lambda folder: None
 ) -> Saved:
@@ -79,39 +113,46 @@ def write_compressed(
     """
     modules = coded_modules(model)
     packed = {name: module for name, module in modules.items() if not refuses(module)}
+    if others := [one.module for one in placed(model) if one.module not in modules]:
+        raise InputRefused(f"{others[0]}: {HOLDS}")
     dense = decoded(model, corrected=False)
-    config = compressed_config(model)
+    linears = [name for name, module in dense.named_modules() if type(module) is nn.Linear]
+    config = compressed_config({name: kind_of(module) for name, module in packed.items()}, linears)
     refs, tied = state(dense)
     kept = [ref for ref in refs if ref.name.removesuffix(".weight") not in packed or not ref.name.endswith(".weight")]
     for name, module in packed.items():
         kept += [_ref(f"{name}.{key}", value) for key, value in _packed(module).items()]
-
-    def describe(folder: Path) -> None:
-        if is_transformers(dense):
-            save_config(cast(Any, dense), folder)
-        path = folder / "config.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        path.write_text(json.dumps({**found, "quantization_config": config}, indent=2) + "\n", encoding="utf-8")
+    describe = with_config(config, partial(save_config, cast(Any, dense)) if is_transformers(dense) else None)
 
     def more(folder: Path) -> None:
         beside(folder)
         write_adapter(model, folder / FOLDER)
 
     saved = save_tensors(kept, [], to, source=source, tied=tied, describe=describe, beside=more, stock=True)
-    return Saved(saved.path, saved.bytes, True, 0, (*saved.notes, *_notes(modules)))
+    left = {name: reason for name, module in modules.items() if (reason := refuses(module))}
+    kinds = [kind_of(module) for module in packed.values()]
+    notes = notes_on(kinds, left, sum(module.rank > 0 for module in modules.values()))
+    return Saved(saved.path, saved.bytes, True, 0, (*saved.notes, *notes))
 
 
-def _notes(modules: dict[str, CodedModule]) -> list[str]:
-    notes = [f"{name}: {reason}" for name, module in modules.items() if (reason := refuses(module))]
-    widths = sorted({module.bits for module in modules.values() if not refuses(module)} - set(KERNELS))
+def notes_on(kinds: Iterable[tuple[int, int, bool]], left: Mapping[str, str], corrections: int) -> list[str]:
+    """What a reader of the folder should know.
+
+    Args:
+        kinds: of the packed layers.
+        left: layers that are not packed, and why.
+        corrections: how many layers have one.
+    """
+    kinds = list(kinds)
+    notes = [f"{name}: {reason}" for name, reason in left.items()]
+    widths = sorted({bits for bits, _, _ in kinds} - set(KERNELS))
     if widths:
         bits = ", ".join(map(str, widths))
         notes.append(f"{bits} bits: the library decodes them; vLLM's and SGLang's kernels take 4 and 8 only")
-    if any(module.zero is not None for module in modules.values() if not refuses(module)):
+    if not all(symmetric for _, _, symmetric in kinds):
         notes.append("zero points: transformers 5.24 does not load packed ones; quantize with --symmetric for it")
-    corrected = sum(module.rank > 0 for module in modules.values())
-    if corrected:
-        notes.append(f"corrections of {corrected} layers: {FOLDER}/, to be loaded with PEFT")
+    if corrections:
+        notes.append(f"corrections of {corrections} layers: {FOLDER}/, to be loaded with PEFT")
     return notes
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ def change_of(pair: Pair) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         NotDecomposable: NaN or Inf in one of them, or complex numbers.
     """
     A, B = _both(pair)
-    B, notes = _aligned(A, B, math.sqrt(float((A * A).sum()) * float((B * B).sum())))
+    B, notes = _aligned(A, B, float(A.norm() * B.norm()))
     return A, B, ("compared with its transpose",) if pair.transposed else notes
 
 
@@ -37,7 +35,7 @@ def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, tuple[str, ...
     A square matrix may be stored the other way round; the rows of queries and keys are in one of two orders, since
     rotary embeddings pair neighbours in one convention and halves of a head in the other (llama.cpp converts).
     """
-    inner = float((A * B).sum())
+    inner = float(torch.dot(A.reshape(-1), B.reshape(-1)))
     if len(A) != 1 or abs(inner) >= RELATED * norms or norms == 0:
         return B, ()
     m, n = B.shape[1:]

@@ -124,9 +124,9 @@ class _Paired(Weight):
 
     @property
     def beside(self) -> int:
-        """The partner, and both and their difference in float64."""
+        """The partner; both, their difference, and how far either may be rounded, in float64, and one more."""
         assert self.pair is not None
-        return min(self.pair.before.nbytes, self.pair.after.nbytes) + 24 * self.parameters
+        return min(self.pair.before.nbytes, self.pair.after.nbytes) + 48 * self.parameters
 
 
 def _larger(pair: Pair) -> Weight:

@@ -32,6 +32,7 @@ __all__ = ["Delta", "delta_of"]
 
 OF_DELTA = ("stable_rank", "effective_rank", "numerical_rank", "k90", "mp_edge", "spikes", "mp_distance")
 WITHIN = 1.15  # root mean square of the change over that of rounding up to which it is rounding; see benchmarks/compare
+ROWS_OF = 1 << 20  # entries looked at at a time
 INSIDE = 0.95  # share of the entries that must have moved no further than rounding can
 ARITHMETIC = 8 * 2.0**-23  # relative change of an entry that float32 arithmetic alone (scaling, fusing) brings
 
@@ -161,7 +162,7 @@ def delta_of(pair: Pair, before: Record, after: Record | None) -> Delta:
 
 def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     A, B, notes = change_of(pair)
-    a2, b2, ab = float((A * A).sum()), float((B * B).sum()), float((A * B).sum())
+    a2, b2, ab = _dot(A, A), _dot(B, B), _dot(A, B)
     told = _told(pair, a2, b2, ab)
     D = B - A
     flat_a, flat_b = A.flatten(0, 1), B.flatten(0, 1)
@@ -173,14 +174,15 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
                      spectral_change=Value(0.0), spectral_distance=Value(0.0),
                      changes=_changes(before, after))  # fmt: skip
     flat = D.flatten(0, 1)
-    d2 = float((D * D).sum())
+    d2 = _dot(D, D)
     told["relative_change"] = _ratio(math.sqrt(d2), math.sqrt(a2))
-    precise, rounding, moved, tau2 = _rounded(flat, flat_a, forms)
+    precise, rounding, moved, tau2 = _rounded(flat, flat_a, forms, d2)
     rounded = forms[1].coded and names[0] != names[1]  # a quantizer makes zeros of what is small
-    gone = (flat_b == 0) & (flat_a != 0) & (not rounded)
-    touched = float((flat != 0).double().sum())
+    gone = 0 if rounded else int(((flat_b == 0) & (flat_a != 0)).sum())
     factor = ab / a2 if a2 > 0 else 1.0
-    left = math.sqrt(max(float(((flat_b - factor * flat_a) ** 2).sum()), 0.0) / d2)
+    over = torch.add(flat_b, flat_a, alpha=-factor)
+    left = math.sqrt(_dot(over, over) / d2)
+    del over
     spectrum = svdvals(D[0]) if len(D) == 1 else union(svdvals_batch(D), (len(D) * D.shape[1], len(D) * D.shape[2]))
     m, n = D.shape[1:]
     room = 3.0 if names == ("float32", "float32") else 1.1  # whoever merged two factors rounded their product too
@@ -188,6 +190,8 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     rank = int((spectrum.values > floor).sum())
     beyond = float((spectrum.values[rank:] ** 2).sum())
     related = ab > RELATED * math.sqrt(a2 * b2)
+    count, touched = flat.numel(), int((flat != 0).sum())
+    del D, flat, flat_a, flat_b, forms  # the directions take memory of their own
     angles, intruders = directions(A, B, related and not precise)
     return Delta(
         **told,
@@ -196,13 +200,13 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
         spectrum=spectrum,
         metrics=evaluate(chosen(OF_DELTA), spectrum),
         rank=rank,
-        rest=beyond / (tau2 * flat.numel()) if tau2 > 0 else 0.0,
-        whiteness=spectrum.sigma_max / (math.sqrt(d2 / flat.numel()) * (math.sqrt(m) + math.sqrt(n))),
+        rest=beyond / (tau2 * count) if tau2 > 0 else 0.0,
+        whiteness=spectrum.sigma_max / (math.sqrt(d2 / count) * (math.sqrt(m) + math.sqrt(n))),
         rounding=rounding,
         precise=precise,
         forms=names,
         moved=moved,
-        zeroed=float(gone.double().sum()) / touched,
+        zeroed=gone / touched,
         scaling=(factor, left),
         angles=angles,
         intruders=intruders,
@@ -239,19 +243,40 @@ def _ratio(value: float, whole: float) -> Value:
     return Value(0.0) if value == 0 else Value.unknown("the weight was zero before")
 
 
-def _rounded(D: Tensor, A: Tensor, forms: tuple[Form, Form]) -> tuple[bool, float | None, float, float]:
-    """Whether D is rounding, its size over rounding's, the share of entries that moved further, rounding's variance."""
+def _rounded(D: Tensor, A: Tensor, forms: tuple[Form, Form], d2: float) -> tuple[bool, float | None, float, float]:
+    """Whether D is rounding, its size over rounding's, the share of entries that moved further, rounding's variance.
+
+    Args:
+        D: the change, (rows, n).
+        A: the weight before.
+        forms: on which grid the numbers lie, before and after.
+        d2: sum of the squares of D.
+    """
     a, b = forms
-    half = (a.half + b.half).expand_as(D)
-    tau2 = float(((a.half**2 + b.half**2) / 3).expand_as(D).mean())
-    size = D.abs()
-    if a.name == b.name:  # the same numbers would be rounded alike: any difference is change, but for arithmetic
-        near = ARITHMETIC * A.abs().clamp_min(0) if a.name in ("float32", "float64") else torch.zeros(())
-        outside = float((size > near).double().mean())
-        return outside == 0, None, outside, tau2
-    outside = float((size > 1.02 * half).double().mean())
-    ratio = math.sqrt(float((D * D).mean()) / tau2) if tau2 > 0 else math.inf
-    return ratio <= WITHIN and outside <= 1 - INSIDE, ratio, outside, tau2
+    like = a.name == b.name  # the same numbers would be rounded alike: any difference is change, but for arithmetic
+    outside, variance = 0, 0.0
+    for rows in torch.arange(len(D)).split(max(1, ROWS_OF // max(1, D.shape[1]))):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        size = D[part].abs()
+        half_a, half_b = (form.half.expand_as(D)[part] for form in forms)
+        variance += float((half_a**2 + half_b**2).sum()) / 3
+        if not like:
+            near = 1.02 * (half_a + half_b)
+        elif a.name in ("float32", "float64"):
+            near = ARITHMETIC * A[part].abs()
+        else:
+            near = torch.zeros(())
+        outside += int((size > near).sum())
+    moved, tau2 = outside / D.numel(), variance / D.numel()
+    if like:
+        return outside == 0, None, moved, tau2
+    ratio = math.sqrt(d2 / D.numel() / tau2) if tau2 > 0 else math.inf
+    return ratio <= WITHIN and moved <= 1 - INSIDE, ratio, moved, tau2
+
+
+def _dot(X: Tensor, Y: Tensor) -> float:
+    """Sum of the products of entries, with nothing beside them in memory."""
+    return float(torch.dot(X.reshape(-1), Y.reshape(-1)))
 
 
 def _distance(before: Record, after: Record | None, norm: float) -> Value:

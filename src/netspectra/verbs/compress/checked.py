@@ -86,7 +86,7 @@ def _reference(shop: Workshop, choices: Sequence[Choice], way: Way) -> Choice | 
 
 def _share(shop: Workshop) -> float:
     """Of the weights that are decided on, what the budget leaves."""
-    budget = budget_of(shop)
+    budget = budget_of(shop.options, shop.parts)
     if budget.measure == "loss":
         return USUAL
     return min(1.0, budget.limit / sum(part.dense().of(budget.measure) for part in shop.parts))

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from netspectra.errors import InputRefused
 from netspectra.plan import Plan
-from netspectra.verbs.compress.allocate import Budget, Choice, Measure, Option, allocate, filled, total, uniform
+from netspectra.verbs.compress.allocate import (
+    Budget,
+    Choice,
+    Component,
+    Measure,
+    Option,
+    allocate,
+    filled,
+    total,
+    uniform,
+)
+from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.replace import DENSE
 from netspectra.verbs.compress.workshop import Progress, Workshop
 
 __all__ = ["budget_of", "chosen", "replayed"]
 
 
-def budget_of(shop: Workshop) -> Budget:
+def budget_of(options: CompressOptions, parts: Sequence[Component]) -> Budget:
     """What may not be exceeded, in the measure that was asked for."""
-    options = shop.options
     if options.budget == "keep":
-        before = sum(part.dense().of("parameters") for part in shop.parts)
+        before = sum(part.dense().of("parameters") for part in parts)
         return Budget("parameters", (0.5 if options.keep is None else options.keep) * before)
     return Budget(cast(Measure, options.budget), float(getattr(options, options.budget)), options.axis)
 
 
 def chosen(shop: Workshop, progress: Progress) -> tuple[list[Option], dict[str, Any], str]:
     """The best of the candidates on held-out data, what each of them measured, and why."""
-    budget = budget_of(shop)
+    budget = budget_of(shop.options, shop.parts)
     measure = budget.axis
     method = shop.sites.found[0].method
     candidates: dict[str, list[Option]] = {}

@@ -24,7 +24,7 @@ from netspectra.verbs.compress.replace import DENSE
 from netspectra.verbs.compress.rounding import rounding
 from netspectra.verbs.compress.workshop import Progress, Workshop, opened
 
-__all__ = ["compress"]
+__all__ = ["compress", "frontier"]
 
 FEW_TOKENS = 3.0  # tokens a dimension under which a warning is due
 
@@ -123,7 +123,7 @@ def _plan(
         },
         totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
         held_out=held_out,
-        frontier=tuple(_frontier(shop.parts, shop.options.axis)) if comparable else (),
+        frontier=tuple(frontier(shop.parts, shop.options.axis)) if comparable else (),
         notes=notes,
         fingerprint=_fingerprint(shop.model),
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _bytes(model: nn.Module, name: str) -> int:
     return sum(p.numel() * p.element_size() for p in own)
 
 
-def _frontier(parts: Sequence[Component], measure: Measure, points: int = 40) -> Iterable[dict[str, Any]]:
+def frontier(parts: Sequence[Component], measure: Measure, points: int = 40) -> Iterable[dict[str, Any]]:
     """Size against predicted loss, from the hulls alone."""
     hulls = [part.hull(measure) for part in parts]
     low = sum(points[0].of(measure) for points in hulls)

@@ -7,35 +7,36 @@ allocated by predicted loss, as for a live model. Every layer is a job of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from netspectra.checkpoint import SHARD
 from netspectra.errors import InputRefused
-from netspectra.forms import FORMS, Member, Site
+from netspectra.forms import FORMS
 from netspectra.forms.place import Placed
-from netspectra.live.build import skeleton, state_owners
 from netspectra.live.saved import Saved, same_config, save_tensors
 from netspectra.live.spill import Spill
 from netspectra.methods import METHODS
 from netspectra.plan import Cost, Decision, Plan
 from netspectra.run import Run
 from netspectra.run.local import LocalRun
-from netspectra.verbs.compress.allocate import Budget, Choice, Component, allocate, total
-from netspectra.verbs.compress.calibrate import WIDEST, Calibration, layers
+from netspectra.verbs.compress.allocate import Budget, Choice, Component, Option, allocate, total, uniform
+from netspectra.verbs.compress.calibrate import Calibration
+from netspectra.verbs.compress.decide import budget_of
+from netspectra.verbs.compress.onelayer import Layer, Making, Pack, found_in, made, offered, own_state
 from netspectra.verbs.compress.options import CompressOptions
-from netspectra.verbs.compress.sites import Members, Shrinkage
-from netspectra.weight import ITEMSIZE, Loader, Selection, Source, TensorRef, Weight
+from netspectra.verbs.compress.planning import frontier
+from netspectra.verbs.compress.replace import DENSE
+from netspectra.verbs.compress.workshop import Progress
+from netspectra.weight import Source, TensorRef
 
-__all__ = ["compress_stream"]
+__all__ = ["Fitted", "Stream", "compress_stream"]
 
-FACTORS, DENSE = "factors", "dense"
-Progress = Callable[[str, float], None]
+SINGLE = frozenset({"linear", "embedding"})  # kinds of sites that are one layer
 
 
 def compress_stream(
@@ -49,7 +50,7 @@ def compress_stream(
     progress: Progress = lambda what, share: None,
     largest: int = SHARD,
 ) -> tuple[Plan, Saved | None]:
-    """Compress a checkpoint's matrices into factors, weight by weight.
+    """Compress a checkpoint's matrices, weight by weight; into factors, unless other forms are named.
 
     Peak memory is about ten times the largest selected matrix in its stored dtype (its decomposition in float64),
     whatever the checkpoint's size; every other tensor is copied in pieces. Factors wait in a temporary file beside the
@@ -58,9 +59,9 @@ def compress_stream(
     Args:
         source: an opened checkpoint of plain numbers, under the live model's names.
         to: the folder to write; None to plan only.
-        options: ``keep`` or ``parameters``, a selection, a method.
+        options: a budget, a selection, a method.
         calibration: moments of an earlier run on the same model; by default there is no data.
-        plan: an earlier plan whose ranks are to be used; decisions of other forms are refused.
+        plan: an earlier plan whose decisions are to be used; forms of several layers are refused.
         run: the engine that maps over layers; the same bytes are written whichever it is. On other machines the
             calibration has to be one that was loaded from a file that they can read.
         progress: called with what is being done and its share, 0 ... 1.
@@ -69,289 +70,228 @@ def compress_stream(
     Raises:
         InputRefused: packed weights, names that are not the live model's, a budget that cannot be met.
     """
-    method = options.method or ("two_sided" if calibration and calibration.outputs else
-                                "whitened" if calibration else "plain")  # fmt: skip
-    matrices = _layers(source, Selection(options.include, options.exclude), calibration)
-    sites = _Sites(method, Shrinkage(options.shrink_inputs, options.shrink_outputs), options.centre)
-    if plan is None:
-        plan = _plan(source, matrices, sites, options, run, progress)
-    ranks = _ranks(plan, matrices)
+    stream = Stream.of(source, options, calibration, run, progress)
+    plan = plan or stream.plan()
     if to is None:
         return plan, None
-    factors = _fitted(matrices, sites, ranks, run, progress, Path(to))
-    refs = list(_streamed(source, matrices, ranks, factors))
-    records = [Placed(name, FACTORS, {"rank": rank}) for name, rank in ranks.items()]
-    return plan, save_tensors(refs, records, to, source=source, describe=same_config(source), largest=largest)
+    fitted = stream.fitted(plan, Path(to))
+    records = [Placed(name, one.form, one.spec) for name, one in fitted.items()]
+    return plan, save_tensors(stream.tensors(fitted), records, to, source=source, describe=same_config(source),
+                              largest=largest)  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class _Layer(Weight):
-    """A layer of the checkpoint that can be factored, as a `Run` takes it: its numbers are left where they are.
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What stands for a layer, its numbers in a temporary file.
 
     Attributes:
-        bias: of the same layer.
-        embedding: whether it looks rows up.
-        known: the calibration; where that came from a file, the file.
+        form: its name.
+        spec: what rebuilds it.
+        tensors: by their names below the layer's.
+        beside: of a file beside the model.
     """
 
-    bias: TensorRef | None = None
-    embedding: bool = False
-    known: Calibration | Path | None = None
+    form: str
+    spec: dict[str, object]
+    tensors: Mapping[str, TensorRef]
+    beside: Mapping[str, TensorRef]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A checkpoint on its way to another.
+
+    Attributes:
+        source: where from.
+        layers: what can be replaced, by module name.
+        making: how it becomes something else.
+        run: the engine.
+        progress: is told what is being done.
+    """
+
+    source: Source
+    layers: Mapping[str, Layer]
+    making: Making
+    run: Run
+    progress: Progress
 
     @classmethod
-    def of(cls, weight: Weight, bias: TensorRef | None, embedding: bool, known: Calibration | None) -> _Layer:
-        own = {field.name: getattr(weight, field.name) for field in fields(weight)}
-        return cls(**own, bias=bias, embedding=embedding, known=known and (known.path or known))
+    def of(
+        cls, source: Source, options: CompressOptions, calibration: Calibration | None, run: Run, progress: Progress
+    ) -> Stream:
+        """Find what can be replaced.
 
-    @property
-    def layer(self) -> str:
-        """Name of the module."""
-        return self.name.removesuffix(".weight")
+        Raises:
+            InputRefused: see `compress_stream`.
+        """
+        forms = options.forms or ("factors",)
+        if several := [name for name in forms if not FORMS[name].kinds & SINGLE]:
+            raise InputRefused(f"{several[0]} needs a live model; from a stream layers are replaced one by one")
+        if options.latency:
+            raise InputRefused("a budget of milliseconds needs a live model that can be timed: leave --stream out")
+        known = "two_sided" if calibration and calibration.outputs else "whitened" if calibration else "plain"
+        travelling = replace(options, forms=forms, method=options.method or known, objective=None, task=None,
+                             timed=False, never_slower=False)  # fmt: skip
+        return cls(source, found_in(source, travelling, calibration), Making(travelling), run, progress)
 
-    @property
-    def numbers(self) -> int:
-        """Its own, and its bias's."""
-        return self.parameters + (self.bias.numel if self.bias else 0)
+    def plan(
+        self, budget: Callable[[Sequence[Layer]], Budget] | None = None, weighed: bool | None = None, **more: object
+    ) -> Plan:
+        """What every layer becomes: by predicted loss where the method can compare layers, else the same share of each.
 
-    @property
-    def beside(self) -> int:
-        """The matrix and its two factors in float64, and second moments and their roots where there are some."""
-        m, n = self.shape
-        sides = (n,) if self.embedding or m > WIDEST else (m, n)
-        return 24 * m * n + (sum(16 * side**2 for side in sides) if self.known is not None else 0)
-
-    def module(self) -> nn.Module:
-        """The layer, loaded: a Linear (also for what is stored inputs first) or an Embedding."""
-        stored = self.part.load()
-        m, n = self.shape
-        if self.embedding:
-            made: nn.Module = nn.utils.skip_init(nn.Embedding, *stored.shape, dtype=stored.dtype)
-        else:
-            made = nn.utils.skip_init(nn.Linear, n, m, bias=self.bias is not None, dtype=stored.dtype)
-            stored = stored if tuple(stored.shape) == (m, n) and self.layout.rows == (0,) else stored.mT
-        with torch.no_grad():
-            made.weight.copy_(stored)  # type: ignore[operator]
-            if self.bias is not None:
-                made.bias.copy_(self.bias.load())  # type: ignore[operator]
-        return made
-
-
-def _layers(source: Source, selection: Selection, calibration: Calibration | None) -> dict[str, _Layer]:
-    """The layers that can be factored, by module name."""
-    coded = [ref for ref in source.tensors if ref.stored or (len(ref.shape) > 1 and ITEMSIZE.get(ref.dtype, 8) == 1)]
-    if coded:
-        raise InputRefused(f"{source.path}: {coded[0].name} is packed ({coded[0].stored or coded[0].dtype}); "
-                           "only a live model decodes it: leave --stream out")  # fmt: skip
-    allowed = _live_layers(source)
-    refs = {ref.name: ref for ref in source.tensors}
-    found = {}
-    for weight in source.weights:
-        whole = not weight.part.index and weight.part.reshape is None and weight.factors is None
-        named = weight.name.endswith(".weight") and not weight.aliases and weight.layout.groups == 1
-        if whole and named and weight.kind in ("linear", "embedding") and len(weight.part.shape) == 2:
-            name = weight.name.removesuffix(".weight")
-            live = allowed.get(name) if allowed is not None else None
-            embedding = weight.kind == "embedding" if live is None else isinstance(live, nn.Embedding)
-            if selection.accepts(weight.name) and (allowed is None or name in allowed):
-                found[name] = _Layer.of(weight, refs.get(f"{name}.bias"), embedding, calibration)
-    return found
-
-
-def _live_layers(source: Source) -> dict[str, nn.Module] | None:
-    """The modules that may be replaced, as the live model has them, without numbers; None where no config tells.
-
-    Refuses before any work what no live model could load afterwards.
-    """
-    if not source.config:
-        return None
-    model = skeleton(source.config, source.path)
-    owners = state_owners(model)
-    names = {name for group in owners for name in group}
-    strangers = [ref.name for ref in source.tensors if ref.name not in names and ref.dtype.startswith(("f", "bf"))]
-    if strangers:
-        raise InputRefused(
-            f"{source.path}: {strangers[0]} is called otherwise in the live {type(model).__name__}; "
-            "only a live model renames it: leave --stream out"
-        )
-    tied = {name.removesuffix(".weight") for group in owners if len(group) > 1 for name in group}
-    return {name: module for name, module in layers(model).items() if name not in tied}
-
-
-@dataclass(frozen=True)
-class _Sites:
-    """Makes a site of a layer, where it is worked on.
-
-    Attributes:
-        method: what truncates.
-        shrinkage: of the moments.
-        centre: whether errors are taken about the mean.
-    """
-
-    method: str
-    shrinkage: Shrinkage
-    centre: bool
-
-    def of(self, layer: _Layer) -> Site:
-        """The site, its layer loaded."""
-        known = _read(layer.known, layer.known.stat().st_mtime_ns) if isinstance(layer.known, Path) else layer.known
-        member = Members(known, self.shrinkage, self.centre).member(layer.layer, layer.module())
-        return self.named(layer, {"weight": member})
-
-    def named(self, layer: _Layer, members: Mapping[str, Member] = {}) -> Site:
-        """The site by name and kind: what allocation keeps of it."""
-        return Site(layer.layer, "embedding" if layer.embedding else "linear", members, {}, self.method)
-
-
-@lru_cache(maxsize=1)
-def _read(path: Path, written: int) -> Calibration:
-    """A calibration of a file: read once a process, its matrices when they are asked for."""
-    return Calibration.load(path)
-
-
-def _curve(layer: Weight, sites: _Sites) -> tuple[str, list[tuple[int, int, float]]]:
-    """Why a layer cannot be factored, if so; else rank, parameters and loss of every size it can have."""
-    assert isinstance(layer, _Layer)
-    form, site = FORMS[FACTORS], sites.of(layer)
-    unseen = layer.known is not None and METHODS[sites.method].needs and site.member.inputs is None
-    reason = form.refuses(site) or ("the calibration did not see it run" if unseen else "")
-    if reason:
-        return reason, []
-    curve = form.curve(site)
-    rows = zip(curve.sizes, curve.parameters, curve.losses, strict=True)
-    return "", [(int(rank), int(parameters), float(loss)) for rank, parameters, loss in rows]
-
-
-def _plan(
-    source: Source,
-    matrices: Mapping[str, _Layer],
-    sites: _Sites,
-    options: CompressOptions,
-    run: Run,
-    progress: Progress,
-) -> Plan:
-    """A rank for every matrix: by predicted loss where the method can compare layers, else the same share of each."""
-    found: dict[str, tuple[str, list[tuple[int, int, float]]]] = {}
-    for weight, curve in run(partial(_curve, sites=sites), matrices.values()):
-        found[weight.name.removesuffix(".weight")] = curve
-        progress("decompose", len(found) / len(matrices))
-    choices: list[tuple[Choice, ...]] = []
-    for name, layer in matrices.items():
-        light = sites.named(layer)
-        rows = [Choice(light, FACTORS, rank, _cost(layer, count), loss) for rank, count, loss in found[name][1]]
-        choices.append((Choice(light, DENSE, 0, _cost(layer, layer.numbers), 0.0), *rows))
-    before = sum(row[0].cost.parameters for row in choices)
-    limit = options.parameters if options.parameters is not None else (options.keep or 0.5) * before
-    if METHODS[sites.method].comparable and any(layer.known is not None for layer in matrices.values()):
+        Args:
+            budget: of the layers that can be decided on, instead of that of the options.
+            weighed: whether losses of different layers are weighed against one another; None: where that tells.
+            more: further fields of the plan.
+        """
+        offers = {}
+        for weight, offer in self.run(partial(offered, making=self.making), self.layers.values()):
+            offers[weight.name.removesuffix(".weight")] = offer
+            self.progress("decomposing", len(offers) / len(self.layers))
+        choices: list[tuple[Choice, ...]] = []
+        for name, layer in self.layers.items():
+            site = self.making.named(layer)
+            rows = offers[name][1]
+            if not rows:  # nothing is known of it: as without --stream, it is left out of the budget, too
+                continue
+            choices.append(tuple(Choice(site, form, size, cost, loss) for form, size, cost, loss in rows))
         parts = [Component(((row[0].site,),), {id(row[0].site): row}) for row in choices]
-        chosen = [choice for option in allocate(parts, Budget("parameters", limit)) for choice in option.choices]
-        note = "ranks by predicted loss, from saved moments"
-    else:
-        chosen = [_share(row, limit / before if before else 1.0) for row in choices]
-        note = "the same share of every layer: without moments of inputs and outputs layers cannot be compared"
-    first = {row[0].site.name: row[0] for row in choices}
-    decisions = tuple(_decision(first[one.site.name], one, found[one.site.name][0]) for one in chosen)
-    whole = Cost(source.parameters, sum(ref.nbytes for ref in source.tensors))
-    dense, decided = total(d.before for d in decisions), total(d.after for d in decisions)
-    after = Cost(whole.parameters - dense.parameters + decided.parameters, whole.bytes - dense.bytes + decided.bytes)
-    return Plan(
-        decisions,
-        options={"method": sites.method, "keep": options.keep, "parameters": options.parameters, "stream": True},
-        totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
-        notes=(note, "planned without a live model: nothing was tried on held-out data"),
-        fingerprint=source.fingerprint,
-    )
+        if weighed is None:
+            seen = any(layer.known is not None for layer in self.layers.values())
+            weighed = METHODS[self.making.method].comparable and seen
+        options = self.making.options
+        limit = budget([self.layers[row[0].site.name] for row in choices]) if budget else budget_of(options, parts)
+        chosen = allocate(parts, limit) if weighed else _alike(parts, limit, self.making.method)
+        note = (
+            "weighed by predicted loss, from saved moments" if weighed else
+            "the same share of every layer: without moments of inputs and outputs layers cannot be compared"
+        )  # fmt: skip
+        first = {row[0].site.name: row[0] for row in choices}
+        made = {
+            one.site.name: _decision(first[one.site.name], one, offers[one.site.name][0], weighed)
+            for option in chosen
+            for one in option.choices
+        }
+        decisions = tuple(made.get(name) or _left(layer, offers[name][0]) for name, layer in self.layers.items())
+        whole = Cost(self.source.parameters, sum(ref.nbytes for ref in self.source.tensors))
+        dense, decided = total(d.before for d in made.values()), total(d.after for d in made.values())
+        after = Cost(
+            whole.parameters - dense.parameters + decided.parameters, whole.bytes - dense.bytes + decided.bytes
+        )
+        plan = Plan(
+            decisions,
+            options={**options.to_dict(), "budget": limit.measure, limit.measure: limit.limit, "stream": True},
+            totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
+            frontier=tuple(frontier(parts, options.axis)) if weighed and parts else (),
+            notes=(note, "planned without a live model: nothing was tried on held-out data"),
+            fingerprint=self.source.fingerprint,
+        )
+        return replace(plan, **more)  # type: ignore[arg-type]
+
+    def fitted(self, plan: Plan, to: Path, pack: Pack = own_state) -> dict[str, Fitted]:
+        """What stands for every layer that the plan replaces; it waits in a nameless file beside the folder to be."""
+        decided = self._decided(plan)
+        spill = Spill(next(parent for parent in to.absolute().parents if parent.is_dir()))
+
+        def kept(tensors: Mapping[str, Tensor]) -> dict[str, TensorRef]:
+            return {key: _ref(key, tensor, spill) for key, tensor in tensors.items()}
+
+        found: dict[str, Fitted] = {}
+        work = partial(made, making=self.making, decided=decided, pack=pack)
+        for weight, (spec, tensors, beside) in self.run(work, [self.layers[name] for name in decided]):
+            name = weight.name.removesuffix(".weight")
+            found[name] = Fitted(decided[name][0], spec, kept(tensors), kept(beside))
+            self.progress("fitting", len(found) / len(decided))
+        return {name: found[name] for name in decided}
+
+    def _decided(self, plan: Plan) -> dict[str, tuple[str, int]]:
+        """Form and size of every module that the plan replaces."""
+        found = {}
+        for decision in plan:
+            if decision.form == DENSE:
+                continue
+            if decision.form not in FORMS or not FORMS[decision.form].kinds & SINGLE or len(decision.modules) != 1:
+                raise InputRefused(
+                    f"{decision.site}: {decision.form} needs a live model; from a stream layers are replaced one by one"
+                )
+            name = decision.modules[0]
+            if name not in self.layers:
+                raise InputRefused(
+                    f"{name}: the plan replaces it, the checkpoint has no such plain matrix among the selected"
+                )
+            found[name] = (decision.form, decision.size)
+        return found
+
+    def tensors(self, fitted: Mapping[str, Fitted]) -> list[TensorRef]:
+        """Every tensor in the order of the source: as it lies there, or what takes its place."""
+        return list(self._tensors(fitted))
+
+    def _tensors(self, fitted: Mapping[str, Fitted]) -> Iterator[TensorRef]:
+        biases = {f"{name}.bias" for name in fitted if self.layers[name].bias is not None}
+        for ref in self.source.tensors:
+            name = ref.name.removesuffix(".weight")
+            if name in fitted and ref.name != name:
+                for key, tensor in fitted[name].tensors.items():
+                    yield replace(tensor, name=f"{name}.{key}")
+            elif ref.name not in biases:
+                yield ref
 
 
-def _share(row: tuple[Choice, ...], share: float) -> Choice:
-    """The largest choice within this share of the layer; the smallest, if none is."""
-    fits = [choice for choice in row if choice.cost.parameters <= share * row[0].cost.parameters]
-    return max(fits, key=lambda choice: choice.cost.parameters) if fits else row[min(1, len(row) - 1)]
+def _left(layer: Layer, reason: str) -> Decision:
+    """A layer that is not decided on."""
+    cost = Cost(layer.numbers, layer.nbytes + layer.spare)
+    return Decision(layer.layer, "left", (layer.layer,), DENSE, 0, cost, cost, 0.0, reason)
 
 
-def _cost(layer: _Layer, parameters: int) -> Cost:
-    return Cost(parameters, parameters * ITEMSIZE[layer.part.ref.dtype])
+def _alike(parts: Sequence[Component], budget: Budget, method: str) -> list[Option]:
+    """The same share of every layer; a smaller one where some have no form so small.
+
+    Raises:
+        InputRefused: the budget cannot be met so.
+    """
+    if budget.measure == "loss":
+        raise InputRefused(f"method {method} does not predict the model's loss: a loss budget needs --moments")
+    measure = budget.measure
+    before = sum(part.dense().of(measure) for part in parts)
+
+    def spent(options: Sequence[Option]) -> float:
+        return sum(option.of(measure) for option in options)
+
+    low, high = 0.0, budget.limit / max(before, 1)
+    best = uniform(parts, high, measure)
+    if spent(best) <= budget.limit * (1 + 1e-9):
+        return best
+    best = uniform(parts, low, measure)
+    if spent(best) > budget.limit:
+        raise InputRefused(
+            f"the budget of {budget.limit:.4g} {measure} cannot be met: the smallest forms need {spent(best):.4g}"
+        )
+    for _ in range(30):
+        middle = (low + high) / 2
+        trial = uniform(parts, middle, measure)
+        if spent(trial) <= budget.limit:
+            low, best = middle, trial
+        else:
+            high = middle
+    return best
 
 
-def _decision(dense: Choice, chosen: Choice, reason: str) -> Decision:
+def _decision(dense: Choice, chosen: Choice, reason: str, weighed: bool) -> Decision:
     name = chosen.site.name
     if chosen.form == DENSE and not reason:
-        reason = "no rank within the budget saves anything"
-    return Decision(name, chosen.site.kind, (name,), chosen.form, chosen.size, dense.cost, chosen.cost, chosen.loss,
-                    reason)  # fmt: skip
+        reason = "left alone: the budget is spent better elsewhere"
+    loss = chosen.loss if weighed or chosen.form == DENSE else None
+    return Decision(name, chosen.site.kind, (name,), chosen.form, chosen.size, dense.cost, chosen.cost, loss, reason)
 
 
-def _ranks(plan: Plan, matrices: Mapping[str, _Layer]) -> dict[str, int]:
-    """The rank of every module that the plan factors."""
-    ranks = {}
-    for decision in plan:
-        if decision.form == DENSE:
-            continue
-        if decision.form != FACTORS:
-            raise InputRefused(
-                f"{decision.site}: {decision.form} needs a live model; from a stream only factors are made"
-            )
-        (name,) = decision.modules
-        if name not in matrices:
-            raise InputRefused(
-                f"{name}: the plan factors it, the checkpoint has no such plain matrix among the selected"
-            )
-        ranks[name] = decision.size
-    return ranks
-
-
-def _fit(layer: Weight, sites: _Sites, ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """The factors of one layer, by their names below its own."""
-    assert isinstance(layer, _Layer)
-    (module,) = FORMS[FACTORS].fit(sites.of(layer), ranks[layer.layer]).values()
-    return {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
-
-
-def _fitted(
-    matrices: Mapping[str, _Layer],
-    sites: _Sites,
-    ranks: Mapping[str, int],
-    run: Run,
-    progress: Progress,
-    to: Path,
-) -> dict[str, dict[str, Loader]]:
-    """The factors of every layer that gets some; they wait in a nameless file beside the folder to be."""
-    spill = Spill(next(parent for parent in to.absolute().parents if parent.is_dir()))
-    found: dict[str, dict[str, Loader]] = {}
-    for weight, factors in run(partial(_fit, sites=sites, ranks=ranks), [matrices[name] for name in ranks]):
-        name = weight.name.removesuffix(".weight")
-        found[name] = {key: _Piece(spill.put(tensor)) for key, tensor in factors.items()}
-        progress("factor", len(found) / len(ranks))
-    return found
-
-
-def _streamed(
-    source: Source, matrices: Mapping[str, _Layer], ranks: Mapping[str, int], factors: Mapping[str, dict[str, Loader]]
-) -> Iterator[TensorRef]:
-    """Every tensor in the order of the source: as it lies there, or the factors that take its place."""
-    biases = {f"{name}.bias" for name in ranks if matrices[name].bias is not None}
-    for ref in source.tensors:
-        name = ref.name.removesuffix(".weight")
-        if name in ranks and ref.name != name:
-            for key, shape in _shapes(matrices[name], ranks[name]).items():
-                yield TensorRef(f"{name}.{key}", shape, ref.dtype, factors[name][key])
-        elif ref.name not in biases:
-            yield ref
-
-
-def _shapes(layer: _Layer, rank: int) -> dict[str, tuple[int, ...]]:
-    """Of the factors of one layer."""
-    m, n = layer.shape
-    shapes: dict[str, tuple[int, ...]] = {"0.weight": (rank, n), "1.weight": (m, rank)}
-    if layer.embedding:  # (vocabulary, d) in the file
-        shapes = {"0.weight": (m, rank), "1.weight": (n, rank)}
-    if layer.bias is not None:
-        shapes["1.bias"] = (m,)
-    return shapes
+def _ref(name: str, tensor: Tensor, spill: Spill) -> TensorRef:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorRef(name, tuple(tensor.shape), dtype, _Piece(spill.put(tensor)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """One factor, as a `netspectra.weight.Loader`."""
+    """A tensor that waits, as a `netspectra.weight.Loader`."""
 
     whole: Callable[[], Tensor]
 

@@ -33,7 +33,18 @@ from netspectra.verbs.compress.replace import DENSE, Key, Replacement, fitted, k
 from netspectra.verbs.compress.sites import Shrinkage, Sites, find_sites
 from netspectra.weight import Selection
 
-__all__ = ["Data", "Progress", "Workshop", "gathered", "moments", "opened", "prepared", "split", "vocabulary"]
+__all__ = [
+    "Data",
+    "Progress",
+    "Workshop",
+    "gathered",
+    "moments",
+    "opened",
+    "possible",
+    "prepared",
+    "split",
+    "vocabulary",
+]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of it is, 0 ... 1."""
@@ -183,7 +194,7 @@ def opened(
     choices: dict[int, tuple[Choice, ...]] = {}
     for group in grouped(sites.found):  # what shares layers in a row: they are decomposed while at hand
         for site in group:
-            choices[id(site)] = tuple(_choices(shop, site))
+            choices[id(site)] = tuple(possible(site, options, clock))
             progress("decomposing", len(choices) / len(sites.found))
     shop.parts = components(choices)
     shop.weighed = METHODS[method].comparable
@@ -236,12 +247,11 @@ def vocabulary(model: nn.Module) -> int:
     return max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=1)
 
 
-def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
+def possible(site: Site, options: CompressOptions, clock: Clock) -> Iterable[Choice]:
     """What a site can become, the dense one first."""
-    options = shop.options
     timed = options.timed if options.timed is not None else options.latency
     never_slower = options.never_slower if options.never_slower is not None else options.latency
-    dense_ms = shop.clock.dense(site) if timed or never_slower else None
+    dense_ms = clock.dense(site) if timed or never_slower else None
     itemsize = next(iter(site.members.values())).module.weight.element_size()  # type: ignore[operator, union-attr]
     flops = sum(m.W.numel() * m.positions for m in site.members.values() if site.kind != "embedding")
     dense_bytes = site.parameters * itemsize
@@ -254,7 +264,7 @@ def _choices(shop: Workshop, site: Site) -> Iterable[Choice]:
         curve = form.curve(site)
         if not len(curve.sizes):
             continue
-        ms = shop.clock.curve(site, name, curve.sizes) if dense_ms is not None else None
+        ms = clock.curve(site, name, curve.sizes) if dense_ms is not None else None
         size_bytes = curve.parameters * itemsize if curve.bytes is None else curve.bytes
         for i, size in enumerate(curve.sizes):
             larger = size_bytes[i] >= dense_bytes if form.named else curve.parameters[i] >= site.parameters

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from netspectra.errors import InputRefused
+from netspectra.forms import Spec
+from netspectra.forms.place import placed
+from netspectra.forms.rounded import bits_of
 from netspectra.live.runtimes import coded_modules, decoded
 from netspectra.live.saved import Saved, save
 from netspectra.plan import Plan
 from netspectra.weight import Source
 
-__all__ = ["FORMATS", "emit", "recipe"]
+__all__ = ["FORMATS", "emit", "recipe", "write_recipe"]
 
 FORMATS = ("netspectra", "torchao", "compressed-tensors", "gguf", "dequantized")
 RECIPE = "recipe.json"
@@ -50,11 +53,11 @@ def emit(
     """
     if kind not in FORMATS:
         raise InputRefused(f"format {kind!r}: there are {', '.join(FORMATS)}")
-    text = "" if plan is None else json.dumps(recipe(model, plan), indent=1, allow_nan=False) + "\n"
+    coded_modules(model)  # or there is nothing to write
 
     def beside(folder: Path) -> None:
-        if text:
-            (folder / RECIPE).write_text(text, encoding="utf-8")
+        if plan is not None:
+            write_recipe(folder, {one.module: one.spec for one in placed(model) if bits_of(one.form)}, plan)
 
     return _writer(kind)(model, to, source=source, beside=beside)
 
@@ -77,19 +80,30 @@ def _writer(kind: str) -> Callable[..., Saved]:
     return save
 
 
-def recipe(model: nn.Module, plan: Plan) -> dict[str, Any]:
+def write_recipe(folder: Path, specs: Mapping[str, Spec], plan: Plan) -> None:
+    """Write ``recipe.json``.
+
+    Args:
+        folder: of the model.
+        specs: of the quantized layers, by name.
+        plan: what was decided.
+    """
+    text = json.dumps(recipe(specs, plan), indent=1, allow_nan=False) + "\n"
+    (folder / RECIPE).write_text(text, encoding="utf-8")
+
+
+def recipe(specs: Mapping[str, Spec], plan: Plan) -> dict[str, Any]:
     """What was done to each layer, what it was predicted to cost, what was measured, and who reads which format."""
-    modules = coded_modules(model)
-    layers = {}
-    for name, module in modules.items():
-        scale = module.scale
-        layers[name] = {
-            "bits": module.bits,
-            "group": None if scale is None else module.columns // scale.shape[1],
-            "symmetric": scale is not None and module.zero is None,
-            "rank": module.rank,
+    layers = {
+        name: {
+            "bits": spec["bits"],
+            "group": spec.get("group"),
+            "symmetric": spec.get("symmetric", False),
+            "rank": spec.get("rank", 0),
             "predicted_loss": plan[name].loss,
         }
+        for name, spec in specs.items()
+    }
     before = plan.totals["selected_before"]
     losses = [decision.loss for decision in plan]
     return {

@@ -16,6 +16,7 @@ from netspectra.verbs.compress.options import CompressOptions
 __all__ = ["QuantizeOptions"]
 
 LEVELS = (16, 8, 4, 3, 2)
+USUAL = 4.25  # bits a weight: int4 with groups of 64, without zero points
 CHECKED = 256  # samples along whose errors predictions are checked, at most
 
 
@@ -104,6 +105,18 @@ class QuantizeOptions:
             self.group, self.symmetric, self.rounding == "compensated", tuple(sorted(set(self.ranks))),
             rounds=self.rounds, bits=tuple(bits for bits in self.levels if bits != 16),
         )  # fmt: skip
+
+    def limit(self, weights: int, biases: int) -> tuple[float, float]:
+        """Bytes that may be spent on weights and their biases, and the bits a weight which that makes.
+
+        Args:
+            weights: how many numbers are selected.
+            biases: bytes of theirs, which every form keeps.
+        """
+        if self.bytes is not None:
+            return self.bytes, 8 * (self.bytes - biases) / max(weights, 1)
+        bits = USUAL if self.bits is None else self.bits
+        return bits / 8 * weights + biases, bits
 
     def compression(self) -> CompressOptions:
         """The same as options of the planner that both verbs share; a budget in bits becomes one in bytes there."""

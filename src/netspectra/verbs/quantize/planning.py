@@ -21,9 +21,8 @@ from netspectra.verbs.compress.workshop import Progress, Workshop
 from netspectra.verbs.quantize.drawn import drawn
 from netspectra.verbs.quantize.options import QuantizeOptions
 
-__all__ = ["quantize"]
+__all__ = ["NO_DATA", "WEAK", "quantize"]
 
-USUAL = 4.25  # bits a weight: int4 with groups of 64, without zero points
 JUDGING = 64  # samples that measure a layer, at most
 MEASURED = (4, 3, 2)  # bits at which a layer is measured; others take the ratio of the nearest
 NO_DATA = (
@@ -105,11 +104,7 @@ def _limit(shop: Workshop, options: QuantizeOptions) -> tuple[float, float]:
     weights = sum(module.weight.numel() for module in modules.values())  # type: ignore[operator, union-attr]
     whole = sum(p.numel() * p.element_size() for module in modules.values() for p in module.parameters())
     plain = sum(module.weight.numel() * module.weight.element_size() for module in modules.values())  # type: ignore[operator, union-attr]
-    biases = whole - plain
-    if options.bytes is not None:
-        return options.bytes, 8 * (options.bytes - biases) / weights
-    bits = USUAL if options.bits is None else options.bits
-    return bits / 8 * weights + biases, bits
+    return options.limit(weights, whole - plain)
 
 
 def _measured(shop: Workshop, progress: Progress) -> list[Component]:

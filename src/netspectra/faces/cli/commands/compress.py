@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -30,19 +30,21 @@ from netspectra.faces.cli.app import (
     Quiet,
     Samples,
     Seed,
+    Streaming,
     Tokens,
     app,
 )
-from netspectra.faces.cli.engine import engine as chosen
-from netspectra.faces.cli.engine import kept
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import must_land, opened, remembering, told
+from netspectra.faces.cli.planned import (
+    in_one_process,
+    must_land,
+    opened,
+    remembering,
+    saved_moments,
+    streamed,
+    told,
+)
 from netspectra.faces.cli.progress import sharing
-
-if TYPE_CHECKING:
-    from netspectra.plan import Plan
-    from netspectra.run import Run
-    from netspectra.verbs.compress.options import CompressOptions
 
 EXAMPLES = (
     "Examples: netspectra compress ./model --keep 0.5 --calibration texts.txt -o ./smaller --html report.html; "
@@ -82,9 +84,7 @@ def compress(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Also NAME.pt2 or NAME.onnx: runs without netspectra; repeatable."),
     ] = None,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Weight by weight with no live model: for what memory cannot hold.")
-    ] = False,
+    stream: Streaming = False,
     include: Include = None,
     exclude: Exclude = None,
     html: HtmlOut = None,
@@ -129,14 +129,18 @@ def compress(
             raise InputRefused(
                 "--stream runs no model: no --calibration, --model, --heal or --refit; --moments may help"
             )
-        run = chosen(engine, address, workers=0, quiet=quiet)
-        _streamed(path, None if plan_only else out, options, moments, given, plan, html, json_out, run, quiet)
+        from netspectra.sources import open as open_source
+        from netspectra.verbs.compress.streamed import compress_stream
+
+        known, to = saved_moments(moments), None if plan_only else out
+        streamed(
+            lambda run, progress: compress_stream(
+                open_source(path), to, options, calibration=known, plan=given, run=run, progress=progress
+            ),
+            engine, address, plan if given is None else None, html, json_out, quiet,
+        )  # fmt: skip
         return
-    if engine != "local" or address is not None:
-        raise InputRefused(
-            "--engine goes with --stream: a live model is planned in one process. Its moments can be taken on a "
-            "cluster: netspectra calibrate --engine, then --moments here"
-        )
+    in_one_process(engine, address)
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
     with sharing(quiet=quiet) as progress:
         made = remembering(
@@ -157,37 +161,4 @@ def compress(
             from netspectra.live.export import export as exported
 
             print(exported(network, file, (batches or [None])[0]), file=sys.stderr)
-    told(made, html, json_out, plan if given is None else None, quiet)
-
-
-def _streamed(
-    path: str,
-    out: Path | None,
-    options: CompressOptions,
-    moments: Path | None,
-    given: Plan | None,
-    plan: Path | None,
-    html: str | None,
-    json_out: str | None,
-    run: Run,
-    quiet: bool,
-) -> None:
-    """From checkpoint to checkpoint with no live model."""
-    from netspectra.sources import open as open_source
-    from netspectra.verbs.compress.calibrate import Calibration
-    from netspectra.verbs.compress.streamed import compress_stream
-
-    if moments is not None and not moments.exists():
-        raise InputRefused(
-            f"{moments}: no such file; with --stream moments are read, a run with --calibration writes them"
-        )
-    known = Calibration.load(moments) if moments is not None else None
-    with kept(run), sharing(quiet=quiet) as progress:
-        made, saved = compress_stream(
-            open_source(path), out, options, calibration=known, plan=given, run=run, progress=progress
-        )
-    if plan is not None and given is None:
-        made.save(plan)
-    if saved is not None:
-        print(saved, file=sys.stderr)
     told(made, html, json_out, plan if given is None else None, quiet)

@@ -10,8 +10,10 @@ import typer
 from netspectra.checkpoint import refuse_foreign
 from netspectra.errors import InputRefused
 from netspectra.faces.cli.app import (
+    Address,
     BatchSize,
     CalibrationFile,
+    Engine,
     Exclude,
     HtmlOut,
     Include,
@@ -27,11 +29,20 @@ from netspectra.faces.cli.app import (
     Quiet,
     Samples,
     Seed,
+    Streaming,
     Tokens,
     app,
 )
 from netspectra.faces.cli.output import writable
-from netspectra.faces.cli.planned import must_land, opened, remembering, told
+from netspectra.faces.cli.planned import (
+    in_one_process,
+    must_land,
+    opened,
+    remembering,
+    saved_moments,
+    streamed,
+    told,
+)
 from netspectra.faces.cli.progress import sharing
 
 EXAMPLES = (
@@ -84,11 +95,14 @@ def quantize(
             show_default="netspectra",
         ),
     ] = None,
+    stream: Streaming = False,
     include: Include = None,
     exclude: Exclude = None,
     html: HtmlOut = None,
     json_out: JsonOut = None,
     seed: Seed = 0,
+    engine: Engine = "local",
+    address: Address = None,
     quiet: Quiet = False,
 ) -> None:
     """Give every weight the bits it needs, so that the output changes least under a budget, and write the model."""
@@ -122,6 +136,24 @@ def quantize(
     writable(html, json_out, plan if given is None else None)
     for one in kinds if out is not None else ():
         refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
+    if stream:
+        if calibration is not None or model is not None:
+            raise InputRefused("--stream runs no model: no --calibration, --model; --moments may help")
+        first, *others = kinds
+        if others:
+            raise InputRefused("--stream writes one format at a time; --plan FILE keeps what was decided for the next")
+        from netspectra.sources import open as open_source
+        from netspectra.verbs.quantize.streamed import quantize_stream
+
+        known, to = saved_moments(moments), None if plan_only else out
+        streamed(
+            lambda run, progress: quantize_stream(
+                open_source(path), to, options, first, calibration=known, plan=given, run=run, progress=progress
+            ),
+            engine, address, plan if given is None else None, html, json_out, quiet,
+        )  # fmt: skip
+        return
+    in_one_process(engine, address)
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
     with sharing(quiet=quiet) as progress:
         made = remembering(
