@@ -13,11 +13,13 @@ from torch import Tensor
 
 from benchmarks.quantize.sensitivity import choice_weight, proxies, sensitivities
 from benchmarks.quantize.subjects import GROUP, Subject
+from netspectra.forms import Member
 from netspectra.forms.rounded import bits_of
 from netspectra.linalg.rounding import Grid, compensated, group_of, nearest
 from netspectra.linalg.weighted import leading
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.allocate import Budget, Choice, Component, Option, allocate, uniform
+from netspectra.verbs.compress.decide import chosen
 from netspectra.verbs.compress.replace import tried
 from netspectra.verbs.compress.workshop import Workshop
 from netspectra.verbs.quantize.drawn import drawn
@@ -78,10 +80,10 @@ def even(parts: Sequence[Component], form: str, rank: int = 0) -> list[Option]:
 class Bench:
     """A subject with its choices worked out once."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, calibration: Any = None, **options: Any) -> None:
         started = time.process_time()
         self.subject = subject
-        self.shop = opened(subject)
+        self.shop = opened(subject, calibration, **options)
         self.parts = singles(self.shop)
         self.seconds = time.process_time() - started
         self.members = {part.alternatives[0][0].name: part.alternatives[0][0].member for part in self.parts}
@@ -145,6 +147,7 @@ def allocations(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[d
             made[name] = allocate(weighed(bench.parts, proxy(name)), limit)
         made["measured"] = allocate(weighed(bench.parts, lambda c: measured[id(c.site), c.form]), limit)
         made["predicted, with corrections"] = allocate(bench.parts, limit)
+        made["as the command chooses"] = commanded(bench.shop, bench.parts, limit)
         for name, options in made.items():
             rows.append({"budget": form, "allocation": name, "bytes": bytes_of(options), **judged_row(bench, options)})
         layers = [some for part in bench.parts for some in part.choices.values()]
@@ -160,6 +163,12 @@ def allocations(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[d
             }
         )
     return rows
+
+
+def commanded(shop: Workshop, parts: Sequence[Component], limit: Budget) -> list[Option]:
+    """Of its candidates the command keeps the one that loses least on held-out calibration samples."""
+    fewer = replace(shop, options=replace(shop.options, bytes=limit.limit), parts=list(parts))
+    return list(chosen(fewer, lambda what, share: None)[0])
 
 
 def judged_row(bench: Bench, options: Sequence[Option]) -> dict[str, Any]:
@@ -240,6 +249,11 @@ def roundings(bench: Bench, bits: Sequence[int] = (4, 3, 2)) -> list[dict[str, A
     ]  # fmt: skip
 
 
+def about_zero(member: Member) -> Tensor | None:
+    """The second moment of the inputs that corrections are fitted with."""
+    return member.A if member.A is None or member.mean is None else torch.addr(member.A, member.mean, member.mean)
+
+
 def corrections(bench: Bench, rank: int = 16, bits: int = 3) -> list[dict[str, Any]]:
     """What a correction of one rank recovers, by what its error is measured in."""
     rows = []
@@ -250,7 +264,7 @@ def corrections(bench: Bench, rank: int = 16, bits: int = 3) -> list[dict[str, A
             made = {}
             for name, Q in base.items():
                 member = bench.members[name]
-                A = member.A if kind in ("activations", "both") else None
+                A = about_zero(member) if kind in ("activations", "both") else None
                 G = member.G if kind == "both" else None
                 small = 2 * rank >= min(Q.shape)
                 left, right, _, _ = leading(member.W - Q, A, G, 0 if kind == "none" or small else rank)
@@ -293,6 +307,48 @@ def trade(bench: Bench, form: str = "int3", rank: int = 16) -> list[dict[str, An
     ]
 
 
+# ---- what may be asked for besides -------------------------------------------------------------------------------
+
+SPREAD = 0.4
+SHRINKING = ("factors", "pivoted", "neurons", "joint", "query_heads", "value_heads")
+
+
+def spreading(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[str, Any]]:
+    """The same bits everywhere and allocated, where a share of the moments is of tokens drawn anew."""
+    other = Bench(bench.subject, spread=SPREAD)
+    rows = []
+    for form in forms:
+        limit = Budget("bytes", bytes_of(even(bench.parts, form)))
+        rows += [
+            {"budget": form, "way": name, "bytes": bytes_of(options), **judged_row(found, options)}
+            for name, found, options in (
+                ("the same bits everywhere", bench, even(bench.parts, form)),
+                ("predicted", bench, allocate(weighed(bench.parts, lambda c: c.loss), limit)),
+                (f"the same bits everywhere, spread {SPREAD}", other, even(other.parts, form)),
+                (f"predicted, spread {SPREAD}", other, allocate(weighed(other.parts, lambda c: c.loss), limit)),
+            )
+        ]
+    return rows
+
+
+def jointly(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[str, Any]]:
+    """Bits and corrections alone, and layers that may be factored or shrunk instead, at equal bytes."""
+    shop = opened(bench.subject, bench.shop.calibration, forms=SHRINKING)
+    rows = []
+    for form in forms:
+        limit = Budget("bytes", bytes_of(even(bench.parts, form)))
+        for name, found, parts in (("bits and corrections", bench.shop, bench.parts),
+                                   ("joint: layers may be factored or shrunk too", shop, shop.parts)):  # fmt: skip
+            options = allocate(parts, limit)
+            with untouched(bench.subject.model), tried(bench.subject.model, found.fit(options)) as changed:
+                distance = bench.subject.distance(changed)
+            shrunk = [c.form for o in options for c in o.choices if c.form != "dense" and not bits_of(c.form)]
+            rows.append(
+                {"budget": form, "way": name, "bytes": bytes_of(options), "distance": distance, "shrunk": shrunk}
+            )
+    return rows
+
+
 def measured(subject: Subject) -> dict[str, Any]:
     """Everything on one subject."""
     bench = Bench(subject)
@@ -310,6 +366,7 @@ def measured(subject: Subject) -> dict[str, Any]:
         "corrections": corrections(bench),
         "bounds": bounds(bench),
         "trade": trade(bench),
+        **({"spread": spreading(bench), "joint": jointly(bench)} if subject.wide else {}),
     }
 
 

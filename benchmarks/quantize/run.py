@@ -19,6 +19,8 @@ from benchmarks.results import keep, table
 
 HERE = Path(__file__).parent
 TITLE = "Quantization at equal bytes"
+SPREAD = "Moments of which a share is of the same samples with tokens drawn anew (`spread`):"
+JOINT = "Joint plans (`forms=`):"
 
 
 def mean(distance: Mapping[str, float]) -> float:
@@ -151,6 +153,14 @@ def section(found: Mapping[str, Any]) -> str:
     )
     lines = [(one["way"], f"{one['bytes']:,}", *cells(one, found["trade"][0])) for one in found["trade"]]
     parts += ["More bits, or a correction:", table(("way", "bytes", *sets), lines)]
+    for part, title in (("spread", SPREAD), ("joint", JOINT)):
+        if part in found:
+            lines = [
+                (one["budget"], one["way"], f"{one['bytes']:,}",
+                 *cells(one, row(found, part, budget=one["budget"])), len(one.get("shrunk", ())))
+                for one in found[part]
+            ]  # fmt: skip
+            parts += [title, table(("bytes of", "way", "bytes", *sets, "layers shrunk"), lines)]
     return "\n\n".join(parts)
 
 

@@ -27,6 +27,7 @@ class Subject:
         include: patterns of the weights that are quantized.
         distance: by name of a test set, for a changed model.
         note: what a reader should know.
+        wide: whether what else may be asked for is measured, too: moments of other tokens, joint plans.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Subject:
     include: tuple[str, ...]
     distance: Callable[[nn.Module], dict[str, float]]
     note: str = ""
+    wide: bool = False
 
 
 def divergences(model: nn.Module, tests: dict[str, list[Any]], logits: Callable[[nn.Module, Any], Tensor]) -> Any:
@@ -73,6 +75,7 @@ def minilm(quick: bool) -> Subject:
         ENCODER,
         lambda changed: {name: 1 - value for name, value in found.cosines(changed).items()},
         "calibrated and tested (in) on paragraphs of Python's language reference; out: State of the Union addresses",
+        wide=True,
     )
 
 

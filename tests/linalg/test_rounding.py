@@ -68,6 +68,48 @@ def test_searched_scales_beat_those_that_clip_nothing():
     assert float((W - nearest(W, Grid(3, 0)).numbers()).square().sum()) < 0.9 * float((W - rounded).square().sum())
 
 
+@given(st.integers(2, 5), st.booleans(), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_searched_scales_never_lose_to_clipping_nothing_within_groups(bits, symmetric, seed):
+    """Inputs all positive and correlated, as after ReLU: what clipping takes away adds up."""
+    X = (matrix(300, 3, seed) @ matrix(3, 16, seed + 1) + 1).clamp_min(0)
+    A = X.mT @ X / len(X)
+    W, grid = matrix(12, 16, seed + 2), Grid(bits, 0, symmetric)
+    plain = loss(W, nearest(W, grid, search=False), A)
+    assert loss(W, nearest(W, grid, A), A) <= plain * (1 + 1e-9)
+    whole = torch.block_diag(A, 2 * A)
+    wide = torch.cat([W, W.flip(0)], 1)
+    parted = Grid(bits, 16, symmetric)
+    assert loss(wide, nearest(wide, parted, whole), whole) <= loss(wide, nearest(wide, parted, search=False), whole)
+
+
+def test_scales_by_the_groups_moments_are_better_than_by_the_diagonal_alone():
+    alone, whole = [], []
+    for seed in range(6):
+        X = (matrix(1000, 8, seed) @ matrix(8, 144, 2) + 0.3 * matrix(1000, 144, 3) + 1).clamp_min(0)
+        A, W, grid = X.mT @ X / len(X), matrix(32, 144, seed), Grid(4, 64)
+        plain = loss(W, nearest(W, grid, search=False), A)
+        alone.append(loss(W, nearest(W, grid, A.diagonal()), A) / plain)
+        whole.append(loss(W, nearest(W, grid, A), A) / plain)
+    assert max(whole) < 1 and sum(whole) < 0.8 * sum(alone)
+
+
+@given(st.integers(2, 3), st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_the_search_is_the_best_of_its_scales(bits, seed):
+    """Against each scale tried one by one in float64."""
+    W, A = matrix(2, 12, seed), moment(12, 100, seed + 1)
+    low, high = W.amin(1).clamp_max(0), W.amax(1).clamp_min(0)
+    best = torch.full((2,), torch.inf, dtype=torch.float64)
+    for share in torch.linspace(1.0, 0.35, 24).tolist():
+        scale = ((high - low) * share / (2**bits - 1)).half().double()
+        zero = (-low * share / scale).round().clamp(0, 2**bits - 1)
+        E = W - ((W / scale[:, None] + zero[:, None]).round().clamp(0, 2**bits - 1) - zero[:, None]) * scale[:, None]
+        best = torch.minimum(best, ((E @ A) * E).sum(1))
+    E = W - nearest(W, Grid(bits, 0), A).numbers()
+    torch.testing.assert_close(((E @ A) * E).sum(1), best, rtol=1e-9, atol=0)
+
+
 def test_zero_rows_and_zero_matrices_stay_zero():
     W = matrix(4, 16)
     W[1] = 0

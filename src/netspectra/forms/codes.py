@@ -74,11 +74,13 @@ class Stored:
         W: (rows, columns): an embedding's rows are its tokens.
         columns: E[x x^T] on the side of the columns: (columns, columns), (columns,) or None.
         rows: the same on the side of the rows.
+        mean: (columns,) what ``columns`` is about, where the bias takes the error of the mean; None: zero.
     """
 
     W: Tensor
     columns: Tensor | None
     rows: Tensor | None
+    mean: Tensor | None = None
 
     @classmethod
     def of(cls, site: Site) -> Stored:
@@ -88,7 +90,7 @@ class Stored:
         G = member.G if "outputs" in needs else None
         if site.kind == "embedding":
             return cls(member.W.mT, G, A)
-        return cls(member.W, A, G)
+        return cls(member.W, A, G, None if A is None else member.mean)
 
 
 def made(stored: Stored, coding: Coding, grids: Sequence[Grid], ranks: Sequence[int], positions: float) -> list[Found]:
@@ -131,7 +133,7 @@ def _jointly(
     """
 
     def again(thin: Tensor, some: Sequence[Grid]) -> list[Found]:
-        rest = Stored(stored.W - thin, stored.columns, stored.rows)
+        rest = replace(stored, W=stored.W - thin)
         return [corrected(stored, one, coding, rank, positions) for one in _coded(rest, some, coding)]
 
     best = [*found]
@@ -156,7 +158,7 @@ def _coded(stored: Stored, grids: Sequence[Grid], coding: Coding) -> list[Coded]
         return [_stacked(some) for some in zip(*parts, strict=True)]
     if A is not None and A.dim() == 2 and coding.compensate:
         return compensated(W, grids, A)
-    return [nearest(W, grid, A if A is None or A.dim() == 1 else A.diagonal()) for grid in grids]
+    return [nearest(W, grid, A) for grid in grids]
 
 
 def _stacked(parts: tuple[Coded, ...]) -> Coded:
@@ -171,7 +173,12 @@ def _stacked(parts: tuple[Coded, ...]) -> Coded:
 
 
 def corrected(stored: Stored, coded: Coded | Tensor, coding: Coding, rank: int, positions: float) -> Found:
-    """The correction of the largest rank, and what each rank is predicted to leave."""
+    """The correction of the largest rank, and what each rank is predicted to leave.
+
+    Where the bias takes the error of the inputs' mean, the correction is still fitted about zero, A + mean mean^T: the
+    bias is right for one mean, the calibration's; what the correction takes of it is right for others too. The
+    predicted losses are about the mean: tr(G E (A + mean mean^T) E^T) less (E mean)^T G (E mean).
+    """
     numbers = coded.to(stored.W.dtype) if isinstance(coded, Tensor) else coded.numbers()
     error = stored.W - numbers
     A, G = stored.columns, stored.rows
@@ -185,8 +192,15 @@ def corrected(stored: Stored, coded: Coded | Tensor, coding: Coding, rank: int, 
         return Found(coded, empty((len(error), 0)), empty((0, error.shape[1])),
                       {0: _weighed(error, A, G) * positions})  # fmt: skip
     if coding.weighed:
-        left, right, s, whole = leading(error, A, G, rank)
+        mean = stored.mean if A is not None and A.dim() == 2 else None
+        about = A if A is None or mean is None else torch.addr(A, mean, mean)
+        left, right, s, whole = leading(error, about, G, rank)
         losses = {r: (whole - float(s[:r].sum())) * positions for r in range(rank + 1)}
+        if mean is not None:
+            taken = torch.cat([(error @ mean)[:, None], -left * (right @ mean)], 1).cumsum(1)  # by rank: error of mean
+            weighed = taken if G is None else G[:, None] * taken if G.dim() == 1 else G @ taken
+            folded = (taken * weighed).sum(0)
+            losses = {r: loss - float(folded[r]) * positions for r, loss in losses.items()}
         return Found(coded, left, right, {r: max(loss, 0.0) for r, loss in losses.items()})
     left, right, _, _ = leading(error, None, None, rank)
     losses = {

@@ -276,11 +276,12 @@ def load_moments(path: str | Path) -> tuple[dict[str, Moments], dict[str, str]]:
                 diagonal = f"{name}|counts" in keys
                 held = _Stored(Path(path), f"{name}|{'counts' if diagonal else 'folded'}")
                 if held.key not in keys:
-                    raise InputRefused(f"{path}: lacks {held.key}: written by another version? Calibrate again")
+                    raise InputRefused(f"{path}: lacks {held.key!a}: written by another version? Calibrate again")
                 count = float(file.get_tensor(f"{name}|count"))
                 found[name] = Moments(held, file.get_tensor(f"{name}|sum"), count, diagonal)
     except (SafetensorError, FileNotFoundError) as wrong:
-        raise InputRefused(f"{path}: is no safetensors file of moments: {wrong}") from None
+        why = str(wrong).encode("unicode_escape").decode()[:200]  # names in the file are a stranger's
+        raise InputRefused(f"{path}: is no safetensors file of moments: {why}") from None
     return found, about
 
 

@@ -77,21 +77,24 @@ def group_of(n: int, group: int) -> int:
     return found or max(n, 1)
 
 
-def nearest(W: Tensor, grid: Grid, weight: Tensor | None = None, *, search: bool = True) -> Coded:
+def nearest(W: Tensor, grid: Grid, A: Tensor | None = None, *, search: bool = True) -> Coded:
     """Round every number to the nearest level.
 
     Args:
         W: (m, n).
         grid: the levels.
-        weight: (n,) what a squared error in each column is worth: the diagonal of A; None: all the same.
-        search: up to 5 bits, take the best of 24 scales for each group under the squared error; else nothing is
-            clipped.
+        A: what errors are worth: (n, n) second moment of the inputs, (n,) its diagonal; None: all the same.
+        search: up to 5 bits, take the best of 24 scales for each group g under e_g A_gg e_g^T; else nothing is clipped.
+            The first of them clips nothing, so that within groups the search cannot lose. By the diagonal of A alone
+            it can: clipped numbers all err towards zero, and correlated inputs add that up.
+
+    Cost: m n, or 24 m n times the group's size with a whole A.
 
     >>> import torch
     >>> nearest(torch.tensor([[1.0, -0.5, 0.1]]), Grid(8, 0, True)).numbers()[0, :2].tolist()
     [0.99993896484375, -0.50390625]
     """
-    scale, zero = _scales(W, grid, weight, search)
+    scale, zero = _scales(W, grid, A, search)
     cut = W.reshape(len(W), scale.shape[1], -1)
     codes = _codes(cut, scale[..., None].to(W.dtype), zero[..., None].to(W.dtype), 2**grid.bits - 1)
     return Coded(codes.reshape(W.shape).to(torch.uint8), scale, zero, grid.bits)
@@ -179,7 +182,7 @@ def _codes(w: Tensor, scale: Tensor, zero: Tensor, top: Tensor | int) -> Tensor:
     return torch.where(scale > 0, codes, zero)
 
 
-def _scales(W: Tensor, grid: Grid, weight: Tensor | None, search: bool = True) -> tuple[Tensor, Tensor]:
+def _scales(W: Tensor, grid: Grid, A: Tensor | None, search: bool = True) -> tuple[Tensor, Tensor]:
     """Scale (two bytes each) and zero point (uint8) of every group, (m, n / group)."""
     m, n = W.shape
     size = group_of(n, grid.group)
@@ -190,7 +193,7 @@ def _scales(W: Tensor, grid: Grid, weight: Tensor | None, search: bool = True) -
     if len(shares) == 1:
         scale, zero = _levels(low, high, grid, dtype)
         return scale.to(dtype), zero.to(torch.uint8)
-    worth = None if weight is None else weight.to(W.dtype).reshape(n // size, size)
+    worth = None if A is None else _blocks(A.to(W.dtype), size)
     rows = max(1, CACHED // n)
     parts = [
         _best(*some, grid, worth, shares, dtype)
@@ -209,13 +212,12 @@ def _best(
     shares: Sequence[float],
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Of scales that span these shares of each group's range, the one of least squared error."""
+    """Of scales that span these shares of each group's range, the one whose error costs least."""
     best, kept = None, None
     for share in shares:
         scale, zero = _levels(low * share, high * share, grid, dtype)
         wide, middle = scale[..., None], zero[..., None]
-        off = (cut - (_codes(cut, wide, middle, 2**grid.bits - 1) - middle) * wide).square_()
-        cost = off.sum(-1) if worth is None else (off * worth).sum(-1)
+        cost = _costs(cut - (_codes(cut, wide, middle, 2**grid.bits - 1) - middle) * wide, worth)
         if best is None or kept is None:
             best, kept = cost, (scale, zero)
             continue
@@ -224,6 +226,21 @@ def _best(
         kept = (torch.where(better, scale, kept[0]), torch.where(better, zero, kept[1]))
     assert kept is not None
     return kept
+
+
+def _blocks(A: Tensor, size: int) -> Tensor:
+    """The groups' blocks of A, (groups, size, size); of a diagonal (groups, size)."""
+    if A.dim() == 1:
+        return A.reshape(-1, size)
+    return torch.stack([A[i : i + size, i : i + size] for i in range(0, len(A), size)])
+
+
+def _costs(off: Tensor, worth: Tensor | None) -> Tensor:
+    """What the errors of each group cost, (m, groups)."""
+    if worth is None or worth.dim() == 2:
+        squares = off.square()
+        return squares.sum(-1) if worth is None else (squares * worth).sum(-1)
+    return (off * (off.transpose(0, 1) @ worth).transpose(0, 1)).sum(-1)
 
 
 def _step(low: Tensor, high: Tensor, grid: Grid) -> Tensor:

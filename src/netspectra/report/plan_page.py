@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,11 @@ SYMBOLS = ("circle-open", "square-open", "diamond-open", "triangle-up-open", "cr
 CAPTION = (
     "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, "
     "and samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
+)
+WAYS = {"uniform": "the same bits everywhere", "random": "bits drawn at random", "weights": "bits by the weights alone"}
+MISSING = (
+    " Bits chosen by losses that are measured layer by layer are not among them: <code>--weigh measured</code> adds "
+    "them, for three runs a layer."
 )
 
 
@@ -34,21 +38,27 @@ def render_plan(document: Mapping[str, Any]) -> str:
         _cards(document),
         *(f"<p>{html.escape(note)}</p>" for note in document["notes"]),
     ]
+    spent = _ways(document["held_out"].get("frontier", []))
+    figures = [
+        *([_figure("Size against loss", traces)] if traces else []),
+        *([_figure("Ways to spend the same bytes", spent)] if spent else []),
+    ]
     below = [
         f"<p>{CAPTION}</p>" if traces else "",
+        f"<p>{_told(document['held_out']['frontier'])}</p>" if spent else "",
         _quality(document),
         "<h2>Every layer</h2>",
         decisions_table(document),
     ]
-    return html_page(f"netspectra {verb}", "\n".join(body), [_frontier(traces)] if traces else [], "\n".join(below))
+    return html_page(f"netspectra {verb}", "\n".join(body), figures, "\n".join(below))
 
 
-def _frontier(traces: Sequence[Mapping[str, Any]]) -> go.Figure:
+def _figure(title: str, traces: Sequence[Mapping[str, Any]]) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure(data=traces)
     figure.update_layout(
-        title="Size against loss",
+        title=title,
         height=480,
         colorway=INKS,
         margin={"t": 10, "r": 20, "b": 130, "l": 70},
@@ -60,8 +70,26 @@ def _frontier(traces: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def _asked(options: Mapping[str, Any]) -> str:
-    shown = {name: value for name, value in options.items() if value not in (False, None, [], "")}
-    return html.escape(", ".join(f"{name} {json.dumps(value).strip(chr(34))}" for name, value in shown.items()))
+    """What was asked for, in words: what is off or empty is left out."""
+    return html.escape("; ".join(_wording(name, value) for name, value in options.items() if _given(value)))
+
+
+def _given(value: Any) -> bool:
+    return value not in (False, None, [], (), "", {})
+
+
+def _wording(name: str, value: Any) -> str:
+    """
+    >>> _wording("held_out", 0.125), _wording("centre", True), _wording("levels", [8, 4])
+    ('held out 0.125', 'centre', 'levels 8 4')
+    """
+    if isinstance(value, Mapping):
+        value = ", ".join(_wording(key, inner) for key, inner in value.items() if _given(inner))
+    elif isinstance(value, list | tuple):
+        value = " ".join(map(str, value))
+    elif isinstance(value, float):
+        value = f"{value:,.0f}" if value >= 1e5 else f"{value:.6g}"
+    return name.replace("_", " ") + ("" if value is True else f" {value}")
 
 
 def _cards(document: Mapping[str, Any]) -> str:
@@ -217,3 +245,26 @@ def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             marker = {"size": 11, "symbol": SYMBOLS[place % len(SYMBOLS)]}  # open: two may lie on one another
             traces.append({"name": name, "mode": "markers", "marker": marker, "x": [size], "y": [loss]})
     return traces
+
+
+def _ways(frontier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each way to spend the bytes of so many bits everywhere, measured."""
+    names = dict.fromkeys(name for point in frontier for name in point["losses"])
+    return [
+        {
+            "name": WAYS.get(name, f"bits by {name} losses"),
+            "mode": "lines+markers",
+            "marker": {"size": 11, "symbol": symbol},
+            "x": [point["bytes"] for point in frontier],
+            "y": [point["losses"][name] or None for point in frontier],
+            "text": [f"the bytes of {point['bits']} bits everywhere" for point in frontier],
+        }
+        for name, symbol in zip(names, SYMBOLS, strict=False)
+    ]
+
+
+def _told(frontier: Sequence[Mapping[str, Any]]) -> str:
+    """What the second picture shows, and how to get the way that it lacks."""
+    samples = frontier[0]["samples"]
+    missing = "" if any("measured" in point["losses"] for point in frontier) else MISSING
+    return f"Ways to spend the same bytes: each point is measured on {samples} held-out samples.{missing}"

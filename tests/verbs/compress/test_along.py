@@ -56,14 +56,14 @@ def test_of_a_linear_model_it_is_the_loss_itself(name):
     model, data = Pooled(), batches()
     new = noisy(model.get_submodule(name))
     objective = as_objective(None, model, data[0])
-    [found] = losses_along(model, data, objective, {name: new}, samples=512).values()
+    [[found]] = losses_along(model, data, objective, {name: [new]}, samples=512).values()
     assert 0 < found.error < 0.2 * found.loss
     assert abs(found.loss - cost(model, name, new, data)) < 4 * found.error
 
 
 def test_all_layers_at_once_are_each_on_their_own():
     model, data = Pooled(), batches()
-    changed = {name: noisy(model.get_submodule(name)) for name in ("each", "last")}
+    changed = {name: [noisy(model.get_submodule(name))] for name in ("each", "last")}
     objective = as_objective(None, model, data[0])
     together = losses_along(model, data, objective, changed, samples=512)
     for name, new in changed.items():
@@ -74,7 +74,7 @@ def test_all_layers_at_once_are_each_on_their_own():
 def test_what_tokens_cancel_costs_nothing():
     model, data = Pooled(), batches(cancel=True)
     objective = as_objective(None, model, data[0])
-    [found] = losses_along(model, data, objective, {"each": noisy(model.each)}, samples=512).values()
+    [[found]] = losses_along(model, data, objective, {"each": [noisy(model.each)]}, samples=512).values()
     assert found.loss < 1e-12
     plan, shop = quantize(model, QuantizeOptions(bits=6.0, group=8), data)
     assert any("checked along" in note for note in plan.notes)
@@ -95,7 +95,7 @@ def test_shared_layers_add_up_before_they_are_squared():
 
     model, data = Twice(), [torch.randn(64, 1, 16).expand(64, 2, 16).contiguous()]
     objective = Objective("output", lambda out, batch: out)
-    [found] = losses_along(model, data, objective, {"layer": noisy(model.layer)}, samples=64).values()
+    [[found]] = losses_along(model, data, objective, {"layer": [noisy(model.layer)]}, samples=64).values()
     assert found.loss < 1e-12
 
 

@@ -14,6 +14,8 @@ from netspectra.forms.codes import BITS, Coding
 from netspectra.forms.place import placed
 from netspectra.forms.rounded import bits_of
 from netspectra.plan import Plan
+from netspectra.report.plan_page import render_plan
+from netspectra.verbs.compress.allocate import Budget, allocate
 from netspectra.verbs.compress.calibrate import calibrate, layers
 from netspectra.verbs.compress.objective import as_objective
 from netspectra.verbs.compress.sites import find_sites
@@ -274,3 +276,26 @@ def test_bits_drawn_at_random_stand_beside_the_plan():
     assert beside["loss"] > 0 and beside["bytes"] <= shop.options.bytes
     again, _ = quantize(perceptron(), QuantizeOptions(bits=4.5, ranks=(0,)), batches(4))
     assert again.held_out["drawn"] == beside
+
+
+@pytest.mark.parametrize("weigh", ["predicted", "measured"])
+def test_ways_to_spend_the_same_bytes_are_measured_for_the_picture(weigh):
+    plan, _ = quantize(perceptron(), QuantizeOptions(bits=4.5, weigh=weigh, levels=(8, 4, 3)), batches(4))
+    points = plan.held_out["frontier"]
+    assert [point["bits"] for point in points] == [4, 3]  # as 2 is none of the levels
+    for point in points:
+        assert set(point["losses"]) == {"uniform", "random", weigh} and min(point["losses"].values()) > 0
+    assert points[0]["bytes"] > points[1]["bytes"] and points[0]["samples"] <= 64
+    page = render_plan(plan.to_dict())
+    assert "Ways to spend the same bytes" in page
+    assert ("--weigh measured" in page) == (weigh == "predicted")
+
+
+def test_the_best_of_few_layers_is_found_at_the_bytes_of_the_same_bits_everywhere():
+    """The same bits everywhere are one way to spend them, so the plan is predicted to lose no more."""
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+    _, shop = quantize(model, QuantizeOptions(bits=4.5, ranks=(0,)), batches(4))
+    singles = [some for some in shop.choices.values() if len(some[0].site.members) == 1]
+    even = [next(c for c in some if c.form == "int3") for some in singles]
+    found = allocate(shop.parts, Budget("bytes", sum(c.cost.bytes for c in even)))
+    assert sum(o.loss for o in found) <= sum(c.loss for c in even) * (1 + 1e-12)

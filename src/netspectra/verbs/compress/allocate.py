@@ -1,4 +1,4 @@
-"""Which form and size for every site, under a budget: hulls, a Lagrangian, what is left over, swaps."""
+"""Which form and size for every site, under a budget: hulls, a Lagrangian, what is left over, then the exact best."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
+import numpy as np
+
 from netspectra.errors import InputRefused
 from netspectra.forms import Site
 from netspectra.plan import Cost
+from netspectra.verbs.compress.knapsack import least
 
 __all__ = ["Budget", "Choice", "Component", "Option", "allocate", "components", "filled",
            "grouped", "hull", "total", "uniform", "walked"]  # fmt: skip
@@ -107,6 +110,12 @@ class Component:
             found.append(_joined(current))
         return found
 
+    def menu(self, measure: Measure) -> list[Option]:
+        """Every choice of a site that stands alone, and the hull."""
+        alone = [_together([choice]) for sites in self.alternatives if len(sites) == 1
+                 for choice in self.choices[id(sites[0])]]  # fmt: skip
+        return [*alone, *self.hull(measure)]
+
     def near(self, option: Option, measure: Measure, slack: float) -> Iterator[Option]:
         """Options that differ from this one in one site, cost at most ``slack`` more, and lose less."""
         for place, chosen in enumerate(option.choices):
@@ -152,8 +161,9 @@ def hull(options: Iterable[Option], measure: Measure) -> list[Option]:
 
 
 def components(choices: Mapping[int, tuple[Choice, ...]]) -> list[Component]:
-    """Of sites that share layers, every set that covers these layers once."""
-    return [Component(tuple(_covers(found)), choices) for found in grouped(c[0].site for c in choices.values())]
+    """Of sites that share layers, every set that covers these layers once; groups that cannot change bind nothing."""
+    able = [some[0].site for some in choices.values() if len(some[0].site.members) == 1 or some[1:]]
+    return [Component(tuple(_covers(found)), choices) for found in grouped(able)]
 
 
 def grouped(sites: Iterable[Site]) -> list[list[Site]]:
@@ -213,21 +223,23 @@ def allocate(parts: Sequence[Component], budget: Budget) -> list[Option]:
     """The option of every component, of least predicted loss within the budget.
 
     The hulls' segments are taken by steepness until the next would exceed the budget (the Lagrangian optimum), then
-    what is left over is filled with the best single moves, hull or not, then pairs of moves are tried.
+    what is left over is filled with the best single moves, hull or not. What that leaves to be gained is sought among
+    all options of single sites and those on the hulls of others by `netspectra.verbs.compress.knapsack.least`.
 
     Raises:
         InputRefused: even the smallest options exceed the budget.
     """
     if budget.measure == "loss":
-        return _least(parts, budget.limit, budget.least)
+        return _best(parts, _least(parts, budget.limit, budget.least), budget.least, budget)
     measure, limit = budget.measure, budget.limit
     hulls = [part.hull(measure) for part in parts]
-    least = sum(points[0].of(measure) for points in hulls)
-    if least > limit:
+    smallest = sum(points[0].of(measure) for points in hulls)
+    if smallest > limit:
         raise InputRefused(
-            f"the budget of {limit:.4g} {measure} cannot be met: the smallest forms need {least:.4g}; raise it"
+            f"the budget of {limit:.4g} {measure} cannot be met: the smallest forms need {smallest:.4g}; raise it"
         )
-    return _swapped(parts, _filled(parts, walked(hulls, measure, limit), measure, limit), measure, limit)
+    chosen = _filled(parts, walked(hulls, measure, limit), measure, limit)
+    return _filled(parts, _best(parts, chosen, measure, budget), measure, limit)
 
 
 def walked(hulls: Sequence[Sequence[Option]], measure: Measure, limit: float) -> list[Option]:
@@ -278,16 +290,13 @@ def _filled(parts: Sequence[Component], chosen: list[Option], measure: Measure, 
     return chosen
 
 
-def _swapped(parts: Sequence[Component], chosen: list[Option], measure: Measure, limit: float) -> list[Option]:
-    """Take one component a hull step down and spend what that frees, where both together lose less."""
-    for place, part in enumerate(parts):
-        cheaper = [o for o in part.hull(measure) if o.of(measure) < chosen[place].of(measure)]
-        if not cheaper:
-            continue
-        trial = _filled(parts, [*chosen[:place], cheaper[-1], *chosen[place + 1 :]], measure, limit)
-        if sum(o.loss for o in trial) < sum(o.loss for o in chosen) * (1 - 1e-9):
-            chosen = trial
-    return chosen
+def _best(parts: Sequence[Component], chosen: Sequence[Option], measure: Measure, budget: Budget) -> list[Option]:
+    """The best of all combinations, or these options where none is better."""
+    menus = [[option, *part.menu(measure)] for option, part in zip(chosen, parts, strict=True)]
+    losses = [np.array([option.loss for option in menu]) for menu in menus]
+    costs = [np.array([option.of(measure) for option in menu]) for menu in menus]
+    lose, spend = (costs, losses) if budget.measure == "loss" else (losses, costs)
+    return [menu[i] for menu, i in zip(menus, least(lose, spend, budget.limit, [0] * len(menus)), strict=True)]
 
 
 def _least(parts: Sequence[Component], limit: float, measure: Measure) -> list[Option]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +34,12 @@ def losses_along(
     model: nn.Module,
     batches: Iterable[Any],
     objective: Objective,
-    changed: Mapping[str, nn.Module],
+    changed: Mapping[str, Sequence[nn.Module]],
     *,
     samples: int,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
-) -> dict[str, Along]:
+) -> dict[str, list[Along]]:
     """The second-order loss of each replacement on its own, all of them in one forward and one backward pass.
 
         loss = E_s [(sum_t g_st . e_st)^2],    e = new layer's output - old layer's output,  g = d draw / d output
@@ -51,17 +51,20 @@ def losses_along(
         model: the original; left untouched.
         batches: what it is called with; no more of them than ``samples`` need.
         objective: whose draws are differentiated: their squared gradients are its curvature.
-        changed: replacements by the name of the module they would stand for.
+        changed: replacements by the name of the module that each of them would stand for.
         samples: at most, about: whole batches are run.
         seed: of the draws.
         progress: told the share that is done.
 
+    Returns:
+        By name, what each of its replacements loses, in their order; layers that were not reached are left out.
+
     Reference: the exact Gauss-Newton form (Martens 2014, arXiv:1412.1193) along one direction, as in directional
     sensitivity of quantization (Dong et al. 2019, HAWQ, arXiv:1905.03696, along a Hessian's eigenvector there).
-    Cost: one forward pass, one backward pass, and each layer twice more.
+    Cost: one forward pass, one backward pass, and each replacement once.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[Tensor]] = {name: [] for name in changed}
+    found: dict[tuple[str, int], list[Tensor]] = {}
     seen = 0
     with untouched(model), ExitStack() as hooks:
         for parameter in model.parameters():
@@ -75,20 +78,21 @@ def losses_along(
             recorder.begin(samples_in(batch))
             with torch.enable_grad():
                 objective.draw(objective.of(model, batch), generator).backward()
-            for name, dots in recorder.dots.items():
-                found[name].append(dots)
+            for key, dots in recorder.dots.items():
+                found.setdefault(key, []).append(dots)
             seen += samples_in(batch)
             progress(min(seen / samples, 1.0))
-    return {name: _mean_square(torch.cat(dots)) for name, dots in found.items() if dots}
+    told = {key: _mean_square(torch.cat(dots)) for key, dots in found.items()}
+    return {name: [told[name, i] for i in range(len(new))] for name, new in changed.items() if (name, 0) in told}
 
 
 class _Recorder:
     """Sums g . e over what belongs to each sample of a batch, layer by layer, while the batch is differentiated."""
 
-    def __init__(self, changed: Mapping[str, nn.Module]) -> None:
+    def __init__(self, changed: Mapping[str, Sequence[nn.Module]]) -> None:
         self.changed = changed
         self.samples = 1
-        self.dots: dict[str, Tensor] = {}
+        self.dots: dict[tuple[str, int], Tensor] = {}
 
     def begin(self, samples: int) -> None:
         """Before a batch."""
@@ -112,11 +116,12 @@ class _Recorder:
 
     @torch.no_grad()
     def _add(self, name: str, x: Tensor, y: Tensor, g: Tensor) -> None:
-        products = (g * (self.changed[name](x) - y)).double()
-        whole = products.numel() % self.samples == 0 and products.dim() > 0
-        dots = products.reshape(self.samples, -1).sum(1) if whole else products.sum()[None]
-        known = self.dots.get(name)
-        self.dots[name] = dots if known is None else known + dots
+        for place, new in enumerate(self.changed[name]):
+            products = (g * (new(x) - y)).double()
+            whole = products.numel() % self.samples == 0 and products.dim() > 0
+            dots = products.reshape(self.samples, -1).sum(1) if whole else products.sum()[None]
+            known = self.dots.get((name, place))
+            self.dots[name, place] = dots if known is None else known + dots
 
 
 def _mean_square(dots: Tensor) -> Along:

@@ -96,7 +96,9 @@ class Calibration:
         try:
             return replace(cls._from(named, json.loads(strings["calibration"])), path=Path(path))
         except (KeyError, TypeError, ValueError) as wrong:
-            raise InputRefused(f"{path}: lacks {wrong}: written by another version? Calibrate again") from None
+            raise InputRefused(
+                f"{path}: lacks {str(wrong)[:200]!a}: written by another version? Calibrate again"
+            ) from None
 
     @classmethod
     def _from(cls, named: Mapping[str, Moments], about: Mapping[str, Any]) -> Calibration:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import TypeVar
+
+from torch import nn
 
 from netspectra.forms import Site
 from netspectra.forms.rounded import bits_of
@@ -18,11 +20,11 @@ from netspectra.verbs.compress.workshop import Progress, Workshop
 
 __all__ = ["check", "shrunk"]
 
-Way = Literal["rounded", "reduced"]
 Ratios = Mapping[str, float]  # by the name of a module
 K = TypeVar("K", bound=Hashable)
 
-BITS = (3, 4, 2, 5, 6, 8)  # a rounding is checked at the first of these that there is
+REDUCED = 0  # stands for forms that keep numbers as they are, where others go by their bits
+FEWEST = 3  # numbers of bits at which a rounding is checked; errors of more bits differ from the next in size only
 CARRIERS = {"mlp": ("down",), "value_output": ("output",)}  # roles in whose outputs the error shows; else all of them
 USUAL = 0.5  # share at which a reduction is checked, where the budget names none
 
@@ -30,58 +32,65 @@ USUAL = 0.5  # share at which a reduction is checked, where the budget names non
 def check(shop: Workshop, objective: Objective, progress: Progress) -> list[str]:
     """Scale what every choice of the workshop is predicted to lose; gives notes for the plan.
 
-    The moments predict tr(G E A E^T), as if tokens were independent. One layer's own error, in one form of about the
-    budget's size, is followed through the network (`losses_along`), and all its choices take the ratio of the two.
-    Rounded and reduced weights are checked apart: their errors differ in kind. A block of several layers takes the
-    ratio of those in whose outputs its error shows.
+    The moments predict tr(G E A E^T), as if tokens were independent. A layer's own errors, at the fewest bits it may
+    get and in one reduced form of about the budget's size, are followed through the network (`losses_along`), and its
+    choices of that kind take the ratio of the two; those of more bits that of the nearest. A block of several layers
+    takes the ratio of those in whose outputs its error shows.
 
-    Cost: a forward and a backward pass over ``options.checked`` samples at most, and one fit a layer.
+    Cost: a forward and a backward pass over ``options.checked`` samples at most, and up to four fits a layer.
     """
-    low, high = math.inf, 0.0
-    found: dict[Way, tuple[Ratios, float]] = {}
-    for way in ("rounded", "reduced"):
-        ratios = _ratios(shop, objective, way, progress)
-        if ratios:
-            usual = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
-            found[way] = ratios, usual
-            low, high = min(low, *ratios.values()), max(high, *ratios.values())
+    found = _ratios(shop, objective, progress)
     if not found:
         return []
+    every = [ratio for ratios, _ in found.values() for ratio in ratios.values()]
     choices = {key: tuple(_scaled(some, found)) for key, some in shop.choices.items()}
     shop.parts = [replace(part, choices=choices, _hulls={}) for part in shop.parts]
-    return [f"predictions were checked along each layer's own error, tokens together: times {low:.2g} to {high:.2g}"]
+    return [
+        "predictions were checked along each layer's own error, tokens together: "
+        f"times {min(every):.2g} to {max(every):.2g}"
+    ]
 
 
-def _ratios(shop: Workshop, objective: Objective, way: Way, progress: Progress) -> Ratios:
-    """By how much the loss of each layer's error is more than the moments predict."""
-    references: dict[str, Choice] = {}
-    changed = {}
+def _ratios(shop: Workshop, objective: Objective, progress: Progress) -> dict[int, tuple[Ratios, float]]:
+    """For each way, by how much the loss of each layer's error is more than the moments predict; and what is usual."""
+    references: dict[str, list[tuple[int, Choice]]] = {}
+    changed: dict[str, list[nn.Module]] = {}
     for some in shop.choices.values():
         site = some[0].site
-        if len(site.members) > 1 or (choice := _reference(shop, some, way)) is None:
+        if len(site.members) > 1:
             continue
-        for one in shop.fit([Option((choice,), choice.cost, choice.loss)]):
-            if one.name == site.member.name:
-                references[one.name], changed[one.name] = choice, one.module
+        for way, choice in _references(shop, some):
+            for one in shop.fit([Option((choice,), choice.cost, choice.loss)]):
+                if one.name == site.member.name:
+                    references.setdefault(one.name, []).append((way, choice))
+                    changed.setdefault(one.name, []).append(one.module)
     if not references:
         return {}
     told = losses_along(
         shop.model, shop.batches, objective, changed, samples=shop.options.checked, seed=shop.options.seed,
         progress=lambda share: progress("checking the predictions along the errors", share),
     )  # fmt: skip
-    return shrunk(
-        {name: (one.loss / references[name].loss, one.error / one.loss) for name, one in told.items() if one.loss > 0}
-    )
+    ratios: dict[int, dict[str, tuple[float, float]]] = {}
+    for name, some in told.items():
+        for (way, choice), one in zip(references[name], some, strict=True):
+            if one.loss > 0:
+                ratios.setdefault(way, {})[name] = one.loss / choice.loss, one.error / one.loss
+    found: dict[int, tuple[Ratios, float]] = {}
+    for way, known in ratios.items():
+        kept = shrunk(known)
+        found[way] = kept, math.exp(sum(map(math.log, kept.values())) / len(kept))
+    return found
 
 
-def _reference(shop: Workshop, choices: Sequence[Choice], way: Way) -> Choice | None:
-    """The choice at which a site is checked."""
-    if way == "rounded":
-        plain = {bits_of(choice.form): choice for choice in choices if not choice.size and choice.loss > 0}
-        return next((plain[bits] for bits in BITS if bits in plain), None)
+def _references(shop: Workshop, choices: Sequence[Choice]) -> Iterator[tuple[int, Choice]]:
+    """The choices at which a site is checked."""
+    plain = {bits_of(choice.form): choice for choice in choices if not choice.size and choice.loss > 0}
+    for bits in sorted(set(plain) - {REDUCED})[:FEWEST]:
+        yield bits, plain[bits]
     reduced = [c for c in choices if c.form != DENSE and not bits_of(c.form) and c.size and c.loss > 0]
-    wanted = _share(shop) * choices[0].cost.parameters
-    return min(reduced, key=lambda c: (abs(c.cost.parameters - wanted), c.loss), default=None)
+    if reduced:
+        wanted = _share(shop) * choices[0].cost.parameters
+        yield REDUCED, min(reduced, key=lambda c: (abs(c.cost.parameters - wanted), c.loss))
 
 
 def _share(shop: Workshop) -> float:
@@ -92,10 +101,12 @@ def _share(shop: Workshop) -> float:
     return min(1.0, budget.limit / sum(part.dense().of(budget.measure) for part in shop.parts))
 
 
-def _scaled(choices: Sequence[Choice], found: Mapping[Way, tuple[Ratios, float]]) -> Iterator[Choice]:
+def _scaled(choices: Sequence[Choice], found: Mapping[int, tuple[Ratios, float]]) -> Iterator[Choice]:
+    known = sorted(set(found) - {REDUCED})
     for choice in choices:
-        way: Way = "rounded" if bits_of(choice.form) else "reduced"
-        if choice.form == DENSE or way not in found:
+        bits = bits_of(choice.form)
+        way = min(known, key=lambda one: abs(one - bits), default=REDUCED) if bits else REDUCED
+        if choice.form == DENSE or way not in found or bool(way) != bool(bits):
             yield choice
         else:
             yield replace(choice, loss=choice.loss * _ratio(choice.site, *found[way]))

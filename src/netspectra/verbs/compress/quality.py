@@ -45,6 +45,13 @@ class HeldOut:
             signals = [_waiting(objective.of(model, batch), spill) for batch in batches]
         return cls(batches, objective, signals, sum(samples_in(batch) for batch in batches))
 
+    def few(self, samples: int) -> HeldOut:
+        """As many whole batches of it, evenly chosen, as hold about so many samples."""
+        count = min(len(self.batches), max(1, round(samples * len(self.batches) / max(self.samples, 1))))
+        some = [i * len(self.batches) // count for i in range(count)]
+        batches = [self.batches[i] for i in some]
+        return HeldOut(batches, self.objective, [self.signals[i] for i in some], sum(map(samples_in, batches)))
+
     def loss(self, model: nn.Module) -> float:
         """The objective's distance to the original, a sample."""
         return self.measure(model)["loss"]

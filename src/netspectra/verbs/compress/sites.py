@@ -8,11 +8,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from netspectra.errors import InputRefused
 from netspectra.forms import Member, Site
 from netspectra.forms.codes import Coding
 from netspectra.forms.factors import is_conv1d
 from netspectra.forms.shelf import Shelf
-from netspectra.linalg.moments import shrunk
+from netspectra.linalg.moments import Moments, shrunk
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, WIDEST, Calibration, layers
 from netspectra.weight import Selection
 
@@ -156,6 +157,7 @@ class Members:
             return Member(name, module, weight, shelf=shelf)
         owner, share = known.owner[name], self.shrinkage
         inputs, outputs = known.inputs[owner], known.outputs.get(name)
+        _must_fit(name, module, inputs, outputs)
         centred = self.centre and not inputs.diagonal and isinstance(getattr(module, "bias", None), Tensor)
 
         def second() -> Tensor:
@@ -179,6 +181,17 @@ class Members:
             tokens=inputs.count,
             shelf=shelf,
         )
+
+
+def _must_fit(name: str, module: nn.Module, inputs: Moments, outputs: Moments | None) -> None:
+    """Refuse moments that another layer's inputs and outputs left."""
+    rows = _outputs(module)
+    columns = cast(Tensor, module.weight).numel() // max(rows, 1)
+    for side, width, found in (("inputs", columns, inputs), ("outputs", rows, outputs)):
+        if found is not None and found.sum.shape[-1] != width:
+            raise InputRefused(
+                f"{name}: has {width} {side}, the moments know {found.sum.shape[-1]}: they are those of another model"
+            )
 
 
 def _outputs(module: nn.Module) -> int:

@@ -36,6 +36,20 @@ from netspectra.weight import Source, TensorRef
 
 __all__ = ["Fitted", "Stream", "compress_stream"]
 
+# Options that say nothing where no network runs.
+LIVE = (
+    "probes",
+    "backward",
+    "checked",
+    "held_out",
+    "heal",
+    "heal_rate",
+    "refit",
+    "spread",
+    "seed",
+    "timed",
+    "never_slower",
+)
 SINGLE = frozenset({"linear", "embedding"})  # kinds of sites that are one layer
 
 
@@ -180,7 +194,12 @@ class Stream:
         )
         plan = Plan(
             decisions,
-            options={**options.to_dict(), "budget": limit.measure, limit.measure: limit.limit, "stream": True},
+            options={
+                **{k: v for k, v in options.to_dict().items() if k not in LIVE},
+                "budget": limit.measure,
+                limit.measure: limit.limit,
+                "stream": True,
+            },
             totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
             frontier=tuple(frontier(parts, options.axis)) if weighed and parts else (),
             notes=(note, "planned without a live model: nothing was tried on held-out data"),

@@ -19,6 +19,7 @@ from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.replace import tried
 from netspectra.verbs.compress.workshop import Progress, Workshop
 from netspectra.verbs.quantize.drawn import drawn
+from netspectra.verbs.quantize.frontier import frontier
 from netspectra.verbs.quantize.options import QuantizeOptions
 
 __all__ = ["NO_DATA", "WEAK", "quantize"]
@@ -77,13 +78,16 @@ def quantize(
         return notes
 
     def compare(shop: Workshop) -> dict[str, Any]:
-        limit = shop.options.bytes
-        if limit is None or not shop.weighed:
+        if not shop.weighed:
             return {}
-        progress("judging bits drawn at random", 0.0)
-        layers = [shop.choices[id(site)] for site in shop.sites.found if len(site.members) == 1]
-        some = drawn(layers, limit, options.seed)
-        return {"drawn": {**shop.judged(some), "bytes": sum(option.cost.bytes for option in some)}}
+        progress("judging other ways to spend the bytes", 0.0)
+        found: dict[str, Any] = {"frontier": frontier(shop, options.weigh, options.seed)}
+        limit = shop.options.bytes
+        if limit is not None:
+            layers = [shop.choices[id(site)] for site in shop.sites.found if len(site.members) == 1]
+            some = drawn(layers, limit, options.seed)
+            found["drawn"] = {**shop.judged(some), "bytes": sum(option.cost.bytes for option in some)}
+        return found
 
     return compress(
         model,
