@@ -113,6 +113,7 @@ def test_results_are_strict_json_and_inert_pages(tmp_path):
     found.save(tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["verb"] == "distill"
     assert "default-src 'none'" in (tmp_path / "x.html").read_text()
+    assert (tmp_path / "x.html").read_text().count('"type":"category"') == 3  # layers called 0, 2, 4 are no numbers
     assert "for 1 %" in str(found) and found._repr_html_()
     with pytest.raises(InputRefused):
         found.save(tmp_path / "x.pdf")
