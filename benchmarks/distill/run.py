@@ -1,7 +1,7 @@
 """Distillation: students that start from their teacher against random init, random neurons and layer skipping.
 
 In parts that are kept one by one (``python -m benchmarks.distill.run mlp``): mlp, cnn, depth, width,
-stream.
+stream, steps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distill import digits, minilm, smollm
+from benchmarks.distill import characters, digits, minilm, smollm
 from benchmarks.results import keep, table
 
 HERE = Path(__file__).parent
@@ -23,16 +23,18 @@ PARTS = {
     "depth": minilm.depth,
     "width": minilm.width,
     "stream": smollm.stream,
+    "steps": characters.steps,
 }
+
+
+def _spread(row: Mapping[str, Any]) -> list[str]:
+    return [f"{m:.3f} ({a:.3f} .. {b:.3f})" for m, a, b in zip(row["median"], row["low"], row["high"], strict=True)]
 
 
 def _digits(title: str, data: Mapping[str, Any]) -> str:
     rows = []
     for row in data["rows"]:
-        cells = [
-            f"{m:.3f} ({a:.3f} .. {b:.3f})" for m, a, b in zip(row["median"], row["low"], row["high"], strict=True)
-        ]
-        rows.append([f"{row['width']:.1%}", row["start"], *cells])
+        rows.append([f"{row['width']:.1%}", row["start"], *_spread(row)])
     head = ["width kept", "start", *(f"step {step}" for step in data["rows"][0]["steps"])]
     marks = [
         [
@@ -93,6 +95,16 @@ def page(data: Mapping[str, Any]) -> str:
             f"## SmolLM2-135M, a residual stream of fewer than {found['width']} dimensions, no training\n\n"
             f"Held-out text; perplexity of the teacher {found['before']:.1f}.\n\n"
             + table(["stream", "start", "perplexity", "same likeliest token", "CPU s"], rows)
+        )
+    if "steps" in data:
+        found = data["steps"]
+        rows = [[row["stream"], row["start"], *_spread(row), f"{row['cpu_seconds']:.0f}"] for row in found["rows"]]
+        head = ["stream", "start", *(f"step {step}" for step in found["steps"]), "CPU s of the start"]
+        parts.append(
+            f"## A character-level Transformer, a residual stream of fewer than {found['width']} dimensions\n\n"
+            f"Trained here on State of the Union addresses; teacher {found['before']:.3f} nats a character. Students "
+            "on held-out text along the same distillation, in nats too, median and range over seeds.\n\n"
+            + table(head, rows)
         )
     return "\n\n".join(parts)
 

@@ -126,13 +126,10 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, t, d = x.shape
         y = self.norm1(x)
-        q, k, v = (
-            f(y).reshape(b, t, self.heads, d // self.heads).transpose(1, 2) for f in (self.query, self.key, self.value)
-        )
+        q, k, v = (f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.output(mixed.transpose(1, 2).reshape(b, t, d))
+        x = x + self.output(mixed.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
@@ -152,41 +149,55 @@ class Characters(nn.Module):
         return self.head(self.norm(x))
 
 
-def characters(quick: bool, length: int = 96) -> Subject:
-    if not DATA.is_dir():
-        raise SystemExit(f"{DATA} is absent: set NETSPECTRA_SHARED to the folder that holds data/state_union")
-    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(DATA.glob("*.txt"))[:40])
-    known = sorted(set(text))
-    ids = torch.tensor([known.index(c) for c in text[:1_200_000]])
-    split = int(0.9 * len(ids))
-    generator = torch.Generator().manual_seed(0)
+class Text:
+    """Characters of the addresses: windows drawn at random, from nine tenths to train on or from the last, held out."""
 
-    def drawn(data: Tensor, rows: int) -> Tensor:
-        starts = torch.randint(0, len(data) - length - 1, (rows,), generator=generator)
-        return torch.stack([data[s : s + length + 1] for s in starts.tolist()])
+    def __init__(self, length: int = 96) -> None:
+        if not DATA.is_dir():
+            raise SystemExit(f"{DATA} is absent: set NETSPECTRA_SHARED to the folder that holds data/state_union")
+        text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(DATA.glob("*.txt"))[:40])
+        known = sorted(set(text))
+        ids = torch.tensor([known.index(c) for c in text[:1_200_000]])
+        split = int(0.9 * len(ids))
+        self.known, self.train, self.held, self.length = len(known), ids[:split], ids[split:], length
+        self.generator = torch.Generator().manual_seed(0)
 
+    def drawn(self, data: Tensor, rows: int) -> Tensor:
+        """(rows, length + 1) windows: what is read, and one further what comes next."""
+        starts = torch.randint(0, len(data) - self.length - 1, (rows,), generator=self.generator)
+        return torch.stack([data[s : s + self.length + 1] for s in starts.tolist()])
+
+    def loss(self, model: nn.Module, rows: Tensor) -> Tensor:
+        """Nats a character."""
+        return F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+
+
+def taught(text: Text, d: int, depth: int, steps: int) -> Characters:
+    """A small GPT trained on windows of the text; eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Characters(len(known), 64 if quick else 128, 2 if quick else 4)
-        steps = 30 if quick else 700
+        model = Characters(text.known, d, depth)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
         for _ in range(steps):
-            rows = drawn(ids[:split], 24)
             optimizer.zero_grad()
-            F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
+            text.loss(model, text.drawn(text.train, 24)).backward()
             optimizer.step()
             schedule.step()
-    model.eval().requires_grad_(True)
-    tests = {"held-out text": [drawn(ids[split:], 32)[:, :-1] for _ in range(2 if quick else 6)]}
+    return model.eval()
+
+
+def characters(quick: bool) -> Subject:
+    text, steps = Text(), 30 if quick else 700
+    model = taught(text, 64 if quick else 128, 2 if quick else 4, steps).requires_grad_(True)
+    tests = {"held-out text": [text.drawn(text.held, 32)[:, :-1] for _ in range(2 if quick else 6)]}
     with torch.no_grad():
-        rows = drawn(ids[split:], 128)
-        loss = float(F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()))
+        loss = float(text.loss(model, text.drawn(text.held, 128)))
     return Subject(
         "character Transformer",
         "KL of the next character",
         model,
-        [{"ids": drawn(ids[:split], 32)[:, :-1]} for _ in range(2 if quick else 16)],
+        [{"ids": text.drawn(text.train, 32)[:, :-1]} for _ in range(2 if quick else 16)],
         ("blocks.*",),
         divergences(model, tests, lambda network, batch: network(batch)),
         f"{len(model.blocks)} blocks, trained here {steps} steps on State of the Union addresses; {loss:.3f} nats a "

@@ -113,6 +113,7 @@ def test_results_are_strict_json_and_inert_pages(tmp_path):
     found.save(tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["verb"] == "distill"
     assert "default-src 'none'" in (tmp_path / "x.html").read_text()
+    assert (tmp_path / "x.html").read_text().count('"type":"category"') == 3  # layers called 0, 2, 4 are no numbers
     assert "for 1 %" in str(found) and found._repr_html_()
     with pytest.raises(InputRefused):
         found.save(tmp_path / "x.pdf")
@@ -185,6 +186,42 @@ def test_refitted_output_is_the_least_squares_fit():
         best = wanted - ones @ torch.linalg.lstsq(ones, wanted).solution
         mine = wanted - student(x).double()
     assert float(mine.square().sum()) <= 1.01 * float(best.square().sum())
+
+
+def test_readers_are_fitted_to_what_the_student_makes():
+    """Both hidden layers are narrower: the last must know what those before it could not keep."""
+    teacher, batches = mlp(), data()
+    x = torch.cat(batches)
+    student = shrunk_copy(teacher, batches, share_of(0.2))
+    with torch.no_grad():
+        wanted = teacher(x).double()
+        ones = torch.cat([student[:4](x), torch.ones(len(x), 1)], 1).double()
+        best = wanted - ones @ torch.linalg.lstsq(ones, wanted).solution
+        mine = wanted - student(x)
+    assert float(mine.square().sum()) <= 1.02 * float(best.square().sum())
+
+
+def test_batch_norms_start_with_the_students_statistics():
+    """Else the first step of training, which normalizes by the batch, would undo the start."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 16, 3),
+    )  # fmt: skip
+    batches = list(torch.randn(4, 64, 1, 8, 8, generator=draws(2)))
+    x = torch.cat(batches)
+    with torch.no_grad():
+        teacher[3].momentum = None
+        teacher(x)  # statistics of the data
+        nn.init.normal_(teacher[3].bias)
+    student = shrunk_copy(teacher.eval(), batches, share_of(0.25))
+    with torch.no_grad():
+        before = student(x)
+        assert float((student.train()(x) - before).norm()) < 1e-3 * float(before.norm())
+    cut = shrunk_copy(teacher, batches, share_of(0.25), refit=False)
+    with torch.no_grad():
+        before = cut(x)
+        assert float((cut.train()(x) - before).norm()) > 0.1 * float(before.norm())
 
 
 def test_forward_selection_beats_random_selection():

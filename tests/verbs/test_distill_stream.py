@@ -6,6 +6,7 @@ from torch import nn
 
 import netspectra as ns
 from netspectra.errors import InputRefused
+from netspectra.verbs.distill import stream
 from netspectra.verbs.distill.stream import narrower, stream_of
 
 D = 24
@@ -94,6 +95,26 @@ def test_fitting_again_helps():
         for options in ({}, {"refit": False}, {"select": "random"})
     )
     assert refitted < plain and refitted < random
+
+
+def test_less_memory_means_more_passes_and_the_same_student(monkeypatch):
+    model, calls = made(nn.RMSNorm), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(stream, "WAVES", 4)
+    wide = narrower(model, batches(), 16)
+    many = len(calls)
+    monkeypatch.setattr(stream, "LARGEST", 1)  # a norm at a time
+    small = narrower(model, batches(), 16)
+    assert len(calls) - many > many
+    for mine, other in zip(wide.parameters(), small.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
+def test_a_forward_that_counts_on_its_width_is_refused():
+    model = made(nn.RMSNorm)
+    model.embed.register_forward_hook(lambda module, args, y: y.reshape(len(y), 12, D))
+    with pytest.raises(InputRefused, match="does not run"):
+        narrower(model, batches(), 16)
 
 
 def test_what_cannot_be_turned_is_refused():

@@ -70,7 +70,7 @@ def _shares(layers: Sequence[Mapping[str, Any]]) -> Any:
             go.Bar(y=names, x=x, name=text, orientation="h", marker_color=colour, opacity=SHADES[what], **errors)
         )
     figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", type="category")  # the layers of a Sequential are called 0, 3, 7
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
     return figure
 
@@ -126,7 +126,8 @@ def _likeness(pairs: Sequence[Mapping[str, Any]]) -> Any:
             colorbar={"thickness": 12, "outlinewidth": 0},
         )
     )
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(autorange="reversed", type="category")
     return figure
 
 

@@ -41,7 +41,8 @@ def export(found: Any, html: Out, json_out: Out, csv: Out = None, *page: Any) ->
 
 
 def tell_files(*targets: Path | str | None) -> None:
-    """Say on stderr what was written."""
+    """Say on stderr what was written, after what stands on stdout."""
+    sys.stdout.flush()
     for target in targets:
         if target is not None and target != "-":
             print(f"wrote {target}", file=sys.stderr)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from netspectra.live.batches import call
 from netspectra.live.untouched import untouched
+from netspectra.live.watching import watching
 from netspectra.verbs.compress.objective import Objective, token_mask
-from netspectra.verbs.compress.refit import _hooked, last_stage
+from netspectra.verbs.compress.refit import last_stage
 from netspectra.verbs.compress.replace import Replacement, tried
 
 __all__ = ["heal_"]
@@ -101,11 +102,11 @@ def _loss(
 ) -> Tensor:
     targets: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
-    with torch.no_grad(), _hooked({n: model.get_submodule(n) for n in names}, lambda n, x, y: targets.update({n: y})):
+    with torch.no_grad(), watching({n: model.get_submodule(n) for n in names}, lambda n, x, y: targets.update({n: y})):
         wanted = objective.signal(call(model, batch), batch)
     with tried(model, replacements) as changed:
         modules = {name: changed.get_submodule(name) for name in names}
-        with _hooked(modules, lambda n, x, y: found.update({n: y})):
+        with watching(modules, lambda n, x, y: found.update({n: y})):
             signal = objective.signal(call(changed, batch), batch)
     loss = objective.difference(signal, wanted)
     layers = []

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from netspectra.forms.heads import HeadLinear
 from netspectra.forms.pivoted import PivotedLinear
+from netspectra.linalg.pairs import Pairs
 from netspectra.live.batches import call
 from netspectra.live.untouched import untouched
+from netspectra.live.watching import watching
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, rows
 from netspectra.verbs.compress.objective import token_mask
 from netspectra.verbs.compress.replace import Replacement, tried
@@ -20,29 +22,6 @@ from netspectra.verbs.compress.replace import Replacement, tried
 __all__ = ["last_stage", "refit_"]
 
 ANCHOR = 0.02  # ridge towards the weights as they are, in mean diagonals of the moments
-
-
-@dataclass(eq=False)
-class _Sums:
-    """Sums of z z^T, y z^T, z, y for a last stage with input z and target y."""
-
-    zz: Tensor
-    yz: Tensor
-    z: Tensor
-    y: Tensor
-    count: int = 0
-
-    @classmethod
-    def zeros(cls, m: int, n: int) -> _Sums:
-        found = (torch.zeros(shape, dtype=torch.float64) for shape in ((n, n), (m, n), (n,), (m,)))
-        return cls(*found, count=0)
-
-    def add_(self, z: Tensor, y: Tensor) -> None:
-        self.zz += (z.mT @ z).double()
-        self.yz += (y.mT @ z).double()
-        self.z += z.sum(0, dtype=torch.float64)
-        self.y += y.sum(0, dtype=torch.float64)
-        self.count += len(z)
 
 
 def last_stage(module: nn.Module) -> tuple[nn.Module, Tensor | None] | None:
@@ -75,15 +54,15 @@ def refit_(model: nn.Module, replacements: Sequence[Replacement], batches: Seque
         batches: calibration data.
     """
     stages = _stages(model, replacements)
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, Pairs] = {}
     with untouched(model), torch.no_grad():
         for batch in batches:
             targets: dict[str, Tensor] = {}
-            with _hooked({n: model.get_submodule(n) for n in stages}, _keeper(targets)):
+            with watching({n: model.get_submodule(n) for n in stages}, _keeper(targets)):
                 call(model, batch)
             with (
                 tried(model, replacements) as changed,
-                _hooked({n: stage.layer for n, stage in stages.items()}, _adder(stages, sums, targets, batch)),
+                watching({n: stage.layer for n, stage in stages.items()}, _adder(stages, sums, targets, batch)),
             ):
                 call(changed, batch)
     undo = []
@@ -106,15 +85,13 @@ class _Stage:
     transposed: bool = False
     written: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def solve_(self, sums: _Sums) -> list[Any]:
+    def solve_(self, sums: Pairs) -> list[Any]:
         """Write the least-squares solution; gives back parameters and what they were."""
         weight = cast(Tensor, self.layer.weight)
         bias = cast("Tensor | None", self.layer.bias)
         V = (weight.mT if self.transposed else weight.flatten(1)).double()
-        zz, yz = sums.zz / sums.count, sums.yz / sums.count
-        z, y = sums.z / sums.count, sums.y / sums.count
-        if bias is not None:
-            zz, yz = zz - torch.outer(z, z), yz - torch.outer(y, z)
+        z, y = sums.means()
+        zz, yz = sums.moments((z, y) if bias is not None else None)
         ridge = ANCHOR * zz.diagonal().mean() * torch.eye(len(zz), dtype=zz.dtype)
         solved = torch.linalg.solve(zz + ridge, (yz + V @ ridge).mT).mT
         undo = [(weight, weight.detach().clone())]
@@ -145,7 +122,7 @@ def _stages(model: nn.Module, replacements: Sequence[Replacement]) -> dict[str, 
 
 
 def _adder(
-    stages: Mapping[str, _Stage], sums: dict[str, _Sums], targets: Mapping[str, Tensor], batch: Any
+    stages: Mapping[str, _Stage], sums: dict[str, Pairs], targets: Mapping[str, Tensor], batch: Any
 ) -> Callable[[str, Tensor, Tensor], None]:
     def add(name: str, x: Tensor, _: Tensor) -> None:
         stage, y = stages[name], targets[name]
@@ -159,25 +136,8 @@ def _adder(
         for z in rows(stage.layer, x, keep):
             if name not in sums:
                 m, n = wanted.shape[1], z.shape[1]
-                sums[name] = _Sums.zeros(m, n)
+                sums[name] = Pairs.zeros(m, n)
             sums[name].add_(z.float(), wanted[start : start + len(z)].float())
             start += len(z)
 
     return add
-
-
-class _hooked:
-    """Call a function with (name, input, output) of these modules while in the block."""
-
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> None:
-        self.modules, self.see = modules, see
-
-    def __enter__(self) -> None:
-        def hook(name: str) -> Callable[..., None]:
-            return lambda module, args, output: self.see(name, args[0], output)
-
-        self.handles = [m.register_forward_hook(hook(name)) for name, m in self.modules.items()]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()

@@ -20,7 +20,7 @@ from netspectra.verbs.compress.flow import Experiment, proven, watched
 from netspectra.verbs.compress.sites import matrix
 from netspectra.verbs.compress.structure import Structure
 
-__all__ = ["Chain", "chain_order", "chains", "narrow_"]
+__all__ = ["Chain", "chain_order", "chains", "narrow_", "outputs_of"]
 
 AGREE = 1e-3
 SHRINKAGE = 1e-4  # share of the mean diagonal: features that repeat others exactly stay solvable
@@ -159,7 +159,8 @@ def narrow_(
         bias = bias.detach().double() + W @ mean - new @ mean[J]
     _put(model, chain.reader, _with_inputs(reader, new, bias))
     for name in chain.makers:
-        _put(model, name, _with_outputs(model.get_submodule(name), _rows(model.get_submodule(name), chain, keep)))
+        maker = model.get_submodule(name)
+        _put(model, name, _with_outputs(maker, outputs_of(maker, chain, keep)))
     if chain.norm:
         _put(model, chain.norm, _fewer_features(model.get_submodule(chain.norm), keep))
 
@@ -169,8 +170,8 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     model.set_submodule(name, module)
 
 
-def _rows(maker: nn.Module, chain: Chain, keep: Tensor) -> Tensor:
-    """The maker's outputs that belong to these units."""
+def outputs_of(maker: nn.Module, chain: Chain, keep: Tensor) -> Tensor:
+    """The maker's outputs (of all its units) that belong to these units."""
     outputs = matrix(maker).shape[0] // chain.copies
     each = outputs // chain.width
     rows = (keep[:, None] * each + torch.arange(each)).flatten()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,7 +189,8 @@ class Distillation:
             widths = share_of(float(width), heads)
         else:
             raise InputRefused(f"width is a share between 0 and 1, or units by name; found {width}")
-        found = shrunk_copy(base, self.batches, widths, progress=progress)
+        whole = width == 1 and heads == 1  # nothing to choose: a copy
+        found = copy.deepcopy(base) if whole else shrunk_copy(base, self.batches, widths, progress=progress)
         if stream is None:
             return found
         return narrower(found, self.batches, stream, progress=lambda share: progress("rotate", share))

@@ -15,16 +15,21 @@ from netspectra.errors import InputRefused
 from netspectra.forms.factors import is_conv1d
 from netspectra.forms.resized import bias_of, fill_, resized
 from netspectra.linalg.orthogonal import semi_orthogonal
+from netspectra.linalg.pairs import Pairs, anchored
 from netspectra.live.batches import call, main_output, selected
+from netspectra.live.spill import Spill
 from netspectra.live.untouched import untouched
+from netspectra.live.watching import watching
 from netspectra.verbs.compress.calibrate import layers, samples_in
 from netspectra.verbs.compress.objective import token_mask
 from netspectra.verbs.compress.sites import matrix
+from netspectra.verbs.distill.paired import Rows, paired, refuse_broken
 
 __all__ = ["Stream", "narrower", "stream_of", "width_of"]
 
 AGREE = 1e-3  # relative difference of outputs under which a rotated model is the same
-LEVELS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 1e3)  # of the ridge; the last is as good as no fit
+LARGEST = 1 << 30  # bytes of moments held at once; more passes over the data where they would take more
+WAVES = 8  # runs of norms that are fitted along the student; SmolLM2: from one to twelve each more helps a little
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configs call the width of the stream
 
 
@@ -111,7 +116,7 @@ def stream_of(model: nn.Module, batch: Any) -> Stream:
     generator = torch.Generator().manual_seed(0)
     basis = _level(width) if centred else torch.eye(width, dtype=torch.float64)
     turn = semi_orthogonal(basis.shape[1], basis.shape[1], generator)
-    turned = _cut(model, found, basis @ turn @ basis.mT, {})
+    turned = _cut(model, found, basis @ turn @ basis.mT)
     with untouched(turned), torch.no_grad():
         try:
             same = _close(main_output(call(turned, few)), before)
@@ -147,111 +152,103 @@ def narrower(
     One rotation for the whole stream, so the copy is of the same class, without adapters. LayerNorm keeps one dimension
     of the new stream for its mean; a bias of it goes through that dimension.
 
+    T is fitted twice, by ridges whose strength either half of the samples chooses for the other: towards a multiple of
+    R^T from the model's own stream, then towards that from what the student makes by then, some norms at a time.
+
     Args:
         model: not changed.
         batches: what it is called with.
         width: dimensions of the stream that stay.
         select: which directions; ``random`` to compare with.
-        refit: fit T (a ridge towards R^T, its strength by cross-validation); else R^T (to compare with).
+        refit: fit T; else R^T (to compare with).
         seed: of random directions.
         progress: told the share done.
 
     Raises:
         InputRefused: no stream that can be turned, or no such width.
 
-    Cost: three passes over the data, d^2 multiplications a token and norm in each; d^3 once.
+    Cost: two passes over the data and 8 halves of one with each model; d k multiplications a token and norm; for each
+    norm some d k^2. Memory: the model, its copy, and moments of at most 1 GB (of one norm, 16 k (k + d) bytes, where
+    that is more); the fits wait in a temporary file, 4 d k bytes a norm.
     """
     found = stream_of(model, batches[0])
     if not 1 + found.centred <= width <= found.width:
         raise InputRefused(f"stream={width}: the model's has {found.width} dimensions")
-    C = _summed(model, found, batches, lambda u, x, norm: (u.mT @ u).double())
+
+    def unit(name: str, norm: nn.Module, x: Tensor, y: Tensor, batch: Any) -> Tensor:
+        keep = token_mask(name, x.shape[:-1], batch)
+        x = (x[keep] if keep is not None else x.flatten(0, -2)).float()
+        return _normalized(norm, x, found.centred)
+
+    def cut(name: str, norm: nn.Module, x: Tensor, y: Tensor, batch: Any) -> Tensor:
+        return unit(name, norm, x.float() @ R.mT.to(x.device, torch.float32), y, batch)
+
+    R = _directions(found, _second(model, found, batches, unit), width, select, seed)
+    progress(0.2)
+    new = _cut(model, found, R)
+    refuse_broken(new, batches[0])
+    if not refit:
+        return new
+    spill, fits = Spill(), {}
+    for names in _waves(found, width, 1):
+        for name, halves in paired(model, model, batches, names, cut, unit).items():
+            T = anchored(halves, _prior(halves, R))
+            _read_(new, model, found, name, T)
+            fits[name] = spill.put(T.float())
     progress(0.4)
+    waves = _waves(found, width, WAVES)
+    for done, names in enumerate(waves):
+        for name, halves in paired(model, new, batches, names, unit, unit).items():
+            _read_(new, model, found, name, anchored(halves, fits[name]().double()))
+        progress(0.4 + 0.6 * (done + 1) / len(waves))
+    return new
+
+
+def _second(model: nn.Module, found: Stream, batches: Sequence[Any], unit: Rows) -> Tensor:
+    """(d, d) sum over norms and tokens of u u^T."""
+    total = torch.zeros(found.width, found.width, dtype=torch.float64)
+    now: Any = None
+
+    norms = {name: model.get_submodule(name) for name in found.readers}
+
+    def add(name: str, x: Tensor, y: Tensor) -> None:
+        u = unit(name, norms[name], x, y, now)
+        total.add_((u.mT @ u).to(total))
+
+    with untouched(model), torch.no_grad(), watching(norms, add):
+        for now in batches:
+            call(model, now)
+    return total
+
+
+def _directions(found: Stream, second: Tensor, width: int, select: str, seed: int) -> Tensor:
+    """(width, d) orthonormal rows: what the new stream keeps of the old one."""
     basis = _level(found.width) if found.centred else torch.eye(found.width, dtype=torch.float64)
     inner = width - found.centred
     if select == "random":
         kept = semi_orthogonal(basis.shape[1], inner, torch.Generator().manual_seed(seed))
     else:
-        whole = torch.stack(list(C.values())).sum(0)
-        kept = torch.linalg.eigh(basis.mT @ whole @ basis)[1].flip(1)[:, :inner]
+        kept = torch.linalg.eigh(basis.mT @ second @ basis)[1].flip(1)[:, :inner]
     R = (basis @ kept).mT
-    if found.centred:
-        R = _level(width) @ R
-    fits = {}
-    if refit:
-        narrow = R.float()
-
-        def halves(u: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
-            v = _normalized(norm, x @ narrow.mT, found.centred)
-            middle = (len(u) + 1) // 2  # rows are in the order of the samples
-            parts = ((u[:middle], v[:middle]), (u[middle:], v[middle:]))
-            return torch.stack([torch.cat([v.mT @ v, u.mT @ v]) for u, v in parts]).double()
-
-        fits = {name: _fit(both, R) for name, both in _summed(model, found, batches, halves).items()}
-    progress(1.0)
-    return _cut(model, found, R, fits)
+    return _level(width) @ R if found.centred else R
 
 
-def _fit(moments: Tensor, R: Tensor) -> Tensor:
-    """T (d, k) such that u is about T u': ridge regression towards a multiple of R^T.
-
-        T = (B + l c R^T) (A + l I)^-1,    A = E[u' u'^T],  B = E[u u'^T],  c = tr(R B) / tr(A)
-
-    l is what predicts either half of the samples best from the other; few tokens leave T near c R^T.
-
-    Args:
-        moments: (2, k + d, k), of each half of the samples the sums of u' u'^T and below them of u u'^T.
-        R: (k, d).
-    """
-    k = len(R)
-    whole, halves = moments.sum(0), [half for half in moments if float(half[:k].trace()) > 0]
-    c = float((R @ whole[k:]).trace() / whole[:k].trace())
-    errors = torch.zeros(len(LEVELS), dtype=moments.dtype)
-    for mine, other in zip(halves, reversed(halves), strict=True):
-        for place, T in enumerate(_ridge(mine, R, c, LEVELS)):
-            errors[place] += ((T @ other[:k] - 2 * other[k:]) * T).sum() / other[:k].trace()
-    return _ridge(whole, R, c, [LEVELS[int(errors.argmin())]])[0] if len(halves) == 2 else c * R.mT
+def _waves(found: Stream, width: int, least: int) -> list[list[str]]:
+    """Norms in the order in which they run, in ``least`` runs, or more where their moments would not fit."""
+    names = [name for name, readers in found.readers.items() if readers]
+    each = 2 * (found.width + width) * width * 8
+    size = max(1, min(LARGEST // each, -(-len(names) // least)))
+    return [names[i : i + size] for i in range(0, len(names), size)]
 
 
-def _ridge(moments: Tensor, R: Tensor, c: float, shares: Sequence[float]) -> list[Tensor]:
-    """T at every level, given as a share of the mean variance."""
-    k = len(R)
-    values, vectors = torch.linalg.eigh(moments[:k])
-    levels = [share * float(values.sum()) / k for share in shares]
-    turned, prior = moments[k:] @ vectors, c * R.mT @ vectors
-    return [(turned + level * prior) / (values.clamp_min(0) + level) @ vectors.mT for level in levels]
+def _prior(halves: Sequence[Pairs], R: Tensor) -> Tensor:
+    """c R^T with the c that is best: what readers see without any fit."""
+    zz, yz = (halves[0] + halves[1]).moments()
+    return float((R @ yz).trace() / zz.trace()) * R.mT
 
 
-def _summed(
-    model: nn.Module, found: Stream, batches: Sequence[Any], what: Callable[[Tensor, Tensor, nn.Module], Tensor]
-) -> dict[str, Tensor]:
-    """By norm the sum over tokens of what follows from its normalized input u (n, d) and its input x (n, d)."""
-    sums: dict[str, Tensor] = {}
-    now: Any = None
-
-    def add(name: str) -> Callable[..., None]:
-        def added(norm: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0]
-            keep = token_mask(name, x.shape[:-1], now)
-            x = (x[keep] if keep is not None else x.reshape(-1, x.shape[-1])).detach().float().cpu()
-            part = what(_normalized(norm, x, found.centred), x, norm)
-            sums[name] = sums[name].add_(part) if name in sums else part
-
-        return added
-
-    hooks = [model.get_submodule(n).register_forward_pre_hook(add(n)) for n in found.readers]
-    try:
-        with untouched(model), torch.no_grad():
-            for batch in batches:
-                now = batch
-                call(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sums
-
-
-def _cut(model: nn.Module, found: Stream, R: Tensor, fits: Mapping[str, Tensor]) -> nn.Module:
-    """A copy whose stream is R x; readers see T u' for u, by default R^T u' times what keeps its size."""
+def _cut(model: nn.Module, found: Stream, R: Tensor) -> nn.Module:
+    """A copy whose stream is R x; readers see R^T u' for u, times what keeps its size."""
     k = len(R)
     new = copy.deepcopy(model)
     for name in found.writers:
@@ -265,18 +262,9 @@ def _cut(model: nn.Module, found: Stream, R: Tensor, fits: Mapping[str, Tensor])
             W = matrix(module)
             made = fill_(resized(module, k, W.shape[1]), R @ W, None if bias is None else R @ bias.detach().double())
         new.set_submodule(name, made)
-    for name, readers in found.readers.items():
+    for name in found.readers:
         norm = model.get_submodule(name)
-        _, gain, offset = (t.detach().double().cpu() if isinstance(t, Tensor) else t for t in _scaled(norm))
-        T = fits.get(name, R.mT * (found.width / k) ** 0.5)
-        for reader in readers:
-            module = model.get_submodule(reader)
-            W, bias = matrix(module), bias_of(module)
-            turned = W * gain @ T
-            if found.centred:  # u' has no mean: its dimension carries the norm's bias, whatever reads it
-                turned = turned - turned.mean(1, keepdim=True) + (W @ offset)[:, None] / k
-            made = fill_(resized(module, len(W), k), turned, None if bias is None else bias.detach().double())
-            new.set_submodule(reader, made)
+        _read_(new, model, found, name, R.mT * (found.width / k) ** 0.5)
         plain: Any = copy.deepcopy(norm)
         plain.weight = _parameter(cast(Tensor, norm.weight), torch.ones(k))
         if isinstance(getattr(norm, "bias", None), Tensor):
@@ -288,6 +276,23 @@ def _cut(model: nn.Module, found: Stream, R: Tensor, fits: Mapping[str, Tensor])
         new.get_submodule(name).training = module.training
     _tell(getattr(new, "config", None), found.width, k)
     return new
+
+
+def _read_(new: nn.Module, model: nn.Module, found: Stream, name: str, T: Tensor) -> None:
+    """Let what reads a norm see T u' for u."""
+    k = T.shape[1]
+    _, gain, offset = (
+        t.detach().double().cpu() if isinstance(t, Tensor) else t for t in _scaled(model.get_submodule(name))
+    )
+    for reader in found.readers[name]:
+        module = model.get_submodule(reader)
+        W, bias = matrix(module), bias_of(module)
+        turned = W * gain @ T
+        if found.centred:  # u' has no mean: its dimension carries the norm's bias, whatever reads it
+            turned = turned - turned.mean(1, keepdim=True) + (W @ offset)[:, None] / k
+        made = fill_(resized(module, len(W), k), turned, None if bias is None else bias.detach().double())
+        made.training = module.training
+        new.set_submodule(reader, made)
 
 
 def _parameter(like: Tensor, values: Tensor) -> nn.Parameter:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
-from netspectra.live.batches import call, main_output
-from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.calibrate import calibrate, layers
 from netspectra.verbs.compress.objective import Objective
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.sites import matrix
-from netspectra.verbs.distill.channels import Chain, chain_order, chains, narrow_
+from netspectra.verbs.distill.channels import Chain, chain_order, chains, narrow_, outputs_of
+from netspectra.verbs.distill.paired import refuse_broken
+from netspectra.verbs.distill.refit import refit_
 from netspectra.verbs.distill.stream import narrower, width_of
 
 __all__ = ["best_layers", "initial_state", "shallower", "shrunk_copy", "stacks"]
@@ -104,6 +104,8 @@ def shrunk_copy(
             known = ", ".join(f"{chain.name} ({chain.width})" for chain in every[:6])
             raise InputRefused(f"{unknown[0]}: is not a layer that can become narrower; there are {known or 'none'}")
     student = copy.deepcopy(teacher)
+    narrowed: list[Chain] = []
+    outputs: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     for done, chain in enumerate(every):
         wanted = widths(chain) if callable(widths) else widths.get(chain.name, chain.width)
@@ -116,12 +118,12 @@ def shrunk_copy(
                 keep = torch.randperm(chain.width, generator=generator)[:wanted].sort().values
             mean = found.inputs[found.owner[chain.reader]].mean
             narrow_(student, chain, order, keep, mean, refit=refit)
+            narrowed.append(chain)
+            outputs |= {name: outputs_of(teacher.get_submodule(name), chain, keep) for name in chain.makers}
         progress("select", (done + 1) / len(every))
-    with untouched(student), torch.no_grad():
-        try:
-            main_output(call(student, batches[0]))
-        except (RuntimeError, ValueError, IndexError) as wrong:
-            raise InputRefused(f"the narrower copy does not run: {' '.join(str(wrong).split())[:160]}") from None
+    refuse_broken(student, batches[0])
+    if refit:
+        refit_(student, teacher, batches, narrowed, outputs, found.structure.norms, lambda x: progress("refit", x))
     return student
 
 
