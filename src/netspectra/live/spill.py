@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Spill:
 
     folder: Path | None = None
     _file: IO[bytes] = field(init=False, repr=False)
+    _turn: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         """Open the file."""
@@ -45,15 +47,16 @@ class Spill:
         """
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         try:
-            place = self._file.seek(0, 2)
-            flat.numpy().tofile(self._file)
-            self._file.flush()
+            with self._turn:
+                place = self._file.seek(0, 2)
+                flat.numpy().tofile(self._file)
+                self._file.flush()
         except OSError as wrong:
             folder = self.folder or tempfile.gettempdir()
             raise EnvironmentFailure(
                 f"{folder}: full ({wrong.strerror}); temporary data goes there, take a roomier disk (TMPDIR or -o)"
             ) from None
-        return _Waiting(self._file, place, flat.numel(), tuple(tensor.shape), tensor.dtype, tensor.device)
+        return _Waiting(self._file, self._turn, place, flat.numel(), tuple(tensor.shape), tensor.dtype, tensor.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,7 @@ class _Waiting:
     """Where one tensor lies in the file."""
 
     file: IO[bytes]
+    turn: threading.Lock
     place: int
     size: int
     shape: tuple[int, ...]
@@ -72,8 +76,9 @@ class _Waiting:
         return _arrived, (self(),)
 
     def __call__(self) -> Tensor:
-        self.file.seek(self.place)
-        found = torch.from_numpy(np.fromfile(self.file, dtype=np.uint8, count=self.size))
+        with self.turn:  # threads share one place in the file
+            self.file.seek(self.place)
+            found = torch.from_numpy(np.fromfile(self.file, dtype=np.uint8, count=self.size))
         return found.view(self.dtype).reshape(self.shape).to(self.device)
 
 

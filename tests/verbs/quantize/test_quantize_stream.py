@@ -42,6 +42,9 @@ def test_the_same_codes_as_a_live_model_with_these_moments(name, tmp_path):
     assert len({(decision.form, decision.size) for decision in plan}) > 2
     live, _ = quantize(model, options, calibration=known, plan=plan)
     live.apply(model)
+    if name == "gpt2":  # fused query, key and value are one layer, as in the live model; tied ones stay
+        sites = {d.site for d in quantize(made(name), options, calibration=known)[0]}
+        assert {d.site for d in plan} == sites - {"transformer.wte", "lm_head"}
     loaded = ns.load(tmp_path / "out")
     coded = {name: module for name, module in model.named_modules() if isinstance(module, CodedModule)}
     assert len(coded) == saved.replacements
@@ -177,3 +180,33 @@ def test_weights_alone_are_labelled_weak(tmp_path):
     plan, _ = quantize_stream(source, None, QuantizeOptions(bits=5, group=32, ranks=(0,), weigh="weights"))
     assert any(note.startswith("weak") for note in plan.notes)
     assert len({decision.form for decision in plan}) > 1
+
+
+def broken(tmp_path, number):
+    tensors = made("perceptron").state_dict()
+    name = next(name for name in tensors if name.endswith(".weight"))
+    tensors[name][0, 0] = number
+    save_file(tensors, tmp_path / "m.safetensors")
+    return ns.open(tmp_path / "m.safetensors"), name
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(number, tmp_path):
+    source, name = broken(tmp_path, number)
+    with pytest.raises(InputRefused, match="holds NaN or Inf") as refusal:
+        quantize_stream(source, tmp_path / "out", QuantizeOptions(bits=5))
+    assert name in str(refusal.value) and not (tmp_path / "out").exists()
+    quantize_stream(source, tmp_path / "out", QuantizeOptions(bits=5, exclude=(name,)))
+
+
+def test_an_empty_selection_is_refused_as_with_a_live_model(tmp_path):
+    source, _ = broken(tmp_path, 1.0)
+    with pytest.raises(InputRefused, match="no layer is selected"):
+        quantize_stream(source, tmp_path / "out", QuantizeOptions(bits=5, include=("nothing*",)))
+
+
+def test_a_folder_that_would_hold_nothing_packed_is_refused(tmp_path):
+    source = folder(tmp_path, "gpt2")
+    with pytest.raises(InputRefused, match="type Linear"):
+        quantize_stream(source, tmp_path / "out", QuantizeOptions(bits=5, symmetric=True), "compressed-tensors")
+    assert not (tmp_path / "out").exists()

@@ -26,10 +26,23 @@ from netspectra.live.saved import Saved, save_config, save_tensors, state
 from netspectra.live.stock import is_transformers
 from netspectra.weight import InMemory, Source, TensorRef
 
-__all__ = ["HOLDS", "against", "compressed_config", "compressed_state", "notes_on", "with_config", "write_compressed"]
+__all__ = [
+    "HOLDS",
+    "NOTHING",
+    "against",
+    "compressed_config",
+    "compressed_state",
+    "notes_on",
+    "with_config",
+    "write_compressed",
+]
 
 KERNELS = (4, 8)  # bits for which vLLM and SGLang have kernels
 HOLDS = "compressed-tensors holds codes only: plan without --form, or write the format netspectra"
+NOTHING = (
+    "compressed-tensors packs layers of type Linear below 16 bits only, and the plan has none; write the format "
+    "netspectra, or ask for fewer bits"
+)
 
 
 def refuses(module: CodedModule) -> str:
@@ -115,6 +128,8 @@ def write_compressed(
     packed = {name: module for name, module in modules.items() if not refuses(module)}
     if others := [one.module for one in placed(model) if one.module not in modules]:
         raise InputRefused(f"{others[0]}: {HOLDS}")
+    if not packed:
+        raise InputRefused(NOTHING)
     dense = decoded(model, corrected=False)
     linears = [name for name, module in dense.named_modules() if type(module) is nn.Linear]
     config = compressed_config({name: kind_of(module) for name, module in packed.items()}, linears)
@@ -144,7 +159,11 @@ def notes_on(kinds: Iterable[tuple[int, int, bool]], left: Mapping[str, str], co
         corrections: how many layers have one.
     """
     kinds = list(kinds)
-    notes = [f"{name}: {reason}" for name, reason in left.items()]
+    notes = []
+    for reason in dict.fromkeys(left.values()):
+        names = [name for name, other in left.items() if other == reason]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        notes.append(f"{', '.join(names[:3])}{more}: {reason}")
     widths = sorted({bits for bits, _, _ in kinds} - set(KERNELS))
     if widths:
         bits = ", ".join(map(str, widths))

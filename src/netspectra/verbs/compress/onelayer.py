@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from netspectra.verbs.compress.latency import Clock
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.sites import Members, Shrinkage
 from netspectra.verbs.compress.workshop import possible
-from netspectra.weight import ITEMSIZE, Selection, Source, TensorRef, Weight
+from netspectra.weight import ITEMSIZE, Layout, Part, Selection, Source, TensorRef, Weight
 
 __all__ = ["Layer", "Making", "Offer", "Pack", "found_in", "made", "offered", "own_state"]
 
@@ -82,6 +82,8 @@ class Layer(Weight):
     def module(self) -> nn.Module:
         """The layer, loaded."""
         stored = self.part.load()
+        if not stored.isfinite().all():
+            raise InputRefused(f"{self.name}: holds NaN or Inf; mend it, or leave it as it is: --exclude '{self.name}'")
         m, n = self.shape
         if self.stands == "embedding":
             made: nn.Module = nn.utils.skip_init(nn.Embedding, *stored.shape, dtype=stored.dtype)
@@ -108,7 +110,7 @@ def found_in(source: Source, options: CompressOptions, calibration: Calibration 
         calibration: what is known of it.
 
     Raises:
-        InputRefused: packed weights, or names that are not the live model's.
+        InputRefused: packed weights, names that are not the live model's, or nothing is selected.
     """
     packed = [ref for ref in source.tensors if ref.stored or (len(ref.shape) > 1 and ITEMSIZE.get(ref.dtype, 8) == 1)]
     if packed:
@@ -118,7 +120,7 @@ def found_in(source: Source, options: CompressOptions, calibration: Calibration 
     taking = CODES[max(options.coding.ranks) > 0] if options.axis == "bytes" else 24
     refs = {ref.name: ref for ref in source.tensors}
     found = {}
-    for weight in source.weights:
+    for weight in _unfused(source, allowed or {}):
         whole = not weight.part.index and weight.part.reshape is None and weight.factors is None
         named = weight.name.endswith(".weight") and not weight.aliases and weight.layout.groups == 1
         if whole and named and weight.kind in ("linear", "embedding") and len(weight.part.shape) == 2:
@@ -128,7 +130,22 @@ def found_in(source: Source, options: CompressOptions, calibration: Calibration 
                 own = {field.name: getattr(weight, field.name) for field in fields(Weight)}
                 known = calibration and (calibration.path or calibration)
                 found[name] = Layer(**own, bias=refs.get(f"{name}.bias"), stands=stands, taking=taking, known=known)
+    if not found:
+        raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
     return found
+
+
+def _unfused(source: Source, allowed: Mapping[str, nn.Module]) -> Iterator[Weight]:
+    """The weights, those that are parts of one layer of the live model (fused query, key and value) as that layer."""
+    seen = set()
+    for weight in source.weights:
+        ref = weight.part.ref
+        live = allowed.get(ref.name.removesuffix(".weight"))
+        if not weight.part.index or live is None or len(ref.shape) != 2 or weight.factors is not None:
+            yield weight
+        elif ref.name not in seen:
+            seen.add(ref.name)
+            yield Weight(ref.name, "linear", Part(ref), Layout((1,) if is_conv1d(live) else (0,)))
 
 
 def _stands(live: nn.Module | None) -> str:

@@ -19,6 +19,7 @@ from netspectra.live.build import skeleton
 from netspectra.live.runtimes.adapter import FOLDER, correction, write_corrections
 from netspectra.live.runtimes.compressed import (
     HOLDS,
+    NOTHING,
     against,
     compressed_config,
     compressed_state,
@@ -90,6 +91,8 @@ def quantize_stream(
         return plan, None
     if kind == "compressed-tensors" and (others := [d.site for d in plan if d.form != "dense" and not bits_of(d.form)]):
         raise InputRefused(f"{others[0]}: {HOLDS}")
+    if kind == "compressed-tensors" and not any(_packs(stream, d.modules[0], d.form) for d in plan):
+        raise InputRefused(NOTHING)
     pack = {"dequantized": decoded_state, "compressed-tensors": packed_state}.get(kind, own_state)
     fitted = stream.fitted(plan, Path(to), pack)
     return plan, _saved(stream, fitted, plan, to, kind, largest)
@@ -148,6 +151,12 @@ def _saved(stream: Stream, fitted: Mapping[str, Fitted], plan: Plan, to: str | P
     standing = fitted if kind == "netspectra" else {n: one for n, one in fitted.items() if n not in specs}
     records = [Placed(name, one.form, dict(one.spec)) for name, one in standing.items()]
     return write(records, describe=describe, stock=not records)
+
+
+def _packs(stream: Stream, name: str, form: str) -> bool:
+    """Whether compressed-tensors holds what a layer becomes."""
+    bits = bits_of(form)
+    return bool(bits) and name in stream.layers and not against(bits, stream.layers[name].stands == "linear")
 
 
 def _kind(stream: Stream, name: str, spec: Spec) -> tuple[int, int, bool]:
