@@ -58,3 +58,7 @@ def test_of_another_model(files, tmp_path):
     with pytest.raises(ns.InputRefused, match="another model"):
         quantize_stream(ns.open(tmp_path / "other.safetensors"), None, QuantizeOptions(bits=6, group=8),
                         calibration=known)  # fmt: skip
+    save_file({"other.weight": torch.randn(24, 16)}, tmp_path / "named.safetensors")
+    with pytest.raises(ns.InputRefused, match="none of the selected"):
+        quantize_stream(ns.open(tmp_path / "named.safetensors"), None, QuantizeOptions(bits=6, group=8),
+                        calibration=known)  # fmt: skip

@@ -132,6 +132,10 @@ def found_in(source: Source, options: CompressOptions, calibration: Calibration 
                 found[name] = Layer(**own, bias=refs.get(f"{name}.bias"), stands=stands, taking=taking, known=known)
     if not found:
         raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
+    if calibration is not None and not any(name in calibration.owner for name in found):
+        raise InputRefused(
+            f"{calibration.path or 'the calibration'}: moments of another model: it knows none of the selected layers"
+        )
     return found
 
 
