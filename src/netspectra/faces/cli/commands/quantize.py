@@ -80,6 +80,10 @@ def quantize(
     form: Annotated[
         list[str] | None, typer.Option(help="A form of compress that may be chosen too, for joint plans; repeatable.")
     ] = None,
+    spread: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the moments from tokens drawn anew; 0.4 helps on other texts."),
+    ] = 0.0,
     objective: Objective = None,
     model: ModelMaker = None,
     samples: Samples = 512,
@@ -126,6 +130,7 @@ def quantize(
         rounding="nearest" if nearest else "compensated",
         weigh=weigh,  # type: ignore[arg-type]
         forms=tuple(form or ()),
+        spread=spread,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         objective=objective,
