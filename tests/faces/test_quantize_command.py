@@ -41,7 +41,8 @@ def test_several_formats_go_to_folders_of_their_own(model, tmp_path):  # noqa: F
 
     out = tmp_path / "all"
     done = run("quantize", model / "model", "--bits", "6", "--calibration", model / "text.txt", "-o", out, "-q",
-               "--spread", "0.4", "--format", "dequantized", "--format", "compressed-tensors", "--rank", "0")  # fmt: skip
+               "--spread", "0.4", "--format", "dequantized", "--format", "compressed-tensors",
+               "--rank", "0")  # fmt: skip
     assert done.returncode == 0, done.stderr
     twin = transformers.AutoModel.from_pretrained(out / "dequantized").eval()
     config = json.loads((out / "compressed-tensors" / "config.json").read_text())
