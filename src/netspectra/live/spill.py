@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from netspectra.errors import EnvironmentFailure
+from netspectra.weight import Index, Loader
 
 __all__ = ["Spill"]
 
@@ -39,7 +39,7 @@ class Spill:
         """Open the file."""
         self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  (open as long as a tensor of it is held)
 
-    def put(self, tensor: Tensor) -> Callable[[], Tensor]:
+    def put(self, tensor: Tensor) -> Loader:
         """Write a tensor of any dtype; what comes back loads it, on its device.
 
         Raises:
@@ -75,11 +75,11 @@ class _Waiting:
         """Travels to another process as the tensor itself."""
         return _arrived, (self(),)
 
-    def __call__(self) -> Tensor:
+    def __call__(self, index: Index = ()) -> Tensor:
         with self.turn:  # threads share one place in the file
             self.file.seek(self.place)
             found = torch.from_numpy(np.fromfile(self.file, dtype=np.uint8, count=self.size))
-        return found.view(self.dtype).reshape(self.shape).to(self.device)
+        return found.view(self.dtype).reshape(self.shape)[index].to(self.device)
 
 
 def _arrived(tensor: Tensor) -> Tensor:

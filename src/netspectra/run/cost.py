@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-__all__ = ["BASE", "UNKNOWN", "cores", "described", "flops", "memory", "must_fit", "working_set"]
+__all__ = ["BASE", "UNKNOWN", "cores", "described", "flops", "memory", "must_fit", "needed", "working_set"]
 
 UNKNOWN = 1 << 62  # what `memory` says where nothing tells
 BASE = 1 << 30  # bytes for the interpreter, the libraries and their buffers
@@ -54,12 +54,17 @@ def must_fit(weights: Iterable[Weight | Job]) -> None:
     """
     there = memory()
     for weight in weights:
-        need = working_set(weight) + weight.nbytes + weight.beside + BASE
+        need = needed(weight) + BASE
         if need > there:
             raise EnvironmentFailure(
                 f"{described(weight)} needs up to {need / 1e9:.1f} GB of memory, there are {there / 1e9:.1f}. "
                 "--exclude it, or take a larger machine"
             )
+
+
+def needed(weight: Weight | Job) -> int:
+    """Bytes that one may take, by the promise: its tensor twice, what is worked out of it, what lies beside it."""
+    return working_set(weight) + weight.nbytes + weight.beside
 
 
 def described(weight: Weight | Job) -> str:

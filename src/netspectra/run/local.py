@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from netspectra.linalg.threads import threads
-from netspectra.run.cost import UNKNOWN, cores, memory, must_fit, working_set
+from netspectra.run.cost import UNKNOWN, cores, memory, must_fit, needed, working_set
 from netspectra.run.job import Job
 from netspectra.weight import Weight
 
@@ -66,14 +66,9 @@ class LocalRun:
 
 def _budget(queue: Sequence[Weight | Job], workers: int) -> int:
     """What the promise on memory allows; where many processors would stand idle under it, half of what there is."""
-    promised = max(map(_need, queue), default=0) + SLACK
+    promised = max(map(needed, queue), default=0) + SLACK
     there = memory()
     return max(promised, there // 2) if workers > MANY and there < UNKNOWN else promised
-
-
-def _need(weight: Weight | Job) -> int:
-    """Bytes that one may take, by the promise: its tensor twice, what is worked out of it, what lies beside it."""
-    return working_set(weight) + weight.nbytes + weight.beside
 
 
 def alone(weight: Weight | Job) -> bool:
@@ -101,7 +96,7 @@ def _drive(
     used, place = 0, 0
     while place < len(queue) or running:
         while place < len(queue) and len(running) < workers:
-            need = _need(queue[place])
+            need = needed(queue[place])
             if running and used + need > budget:
                 break
             running[pool.submit(function, queue[place])] = queue[place]
@@ -109,5 +104,5 @@ def _drive(
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             weight = running.pop(future)
-            used -= _need(weight)
+            used -= needed(weight)
             yield weight, future.result()

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from netspectra.errors import EnvironmentFailure, InputRefused
 from netspectra.linalg.threads import threads
-from netspectra.run.cost import cores, described, flops, working_set
+from netspectra.run.cost import cores, described, flops, needed
 from netspectra.run.job import Job
 from netspectra.run.local import alone
 from netspectra.run.parcel import pack, unpack
@@ -144,7 +144,7 @@ def _drive(ray: Any, run: RayRun, function: Callable[[W], R], queue: list[W]) ->
 
 def demanded(weight: Weight | Job) -> int:
     """Bytes that a weight's task asks the cluster for: its work, what lies beside it, and the process."""
-    need = working_set(weight) + weight.nbytes + weight.beside + WORKER
+    need = needed(weight) + WORKER
     return -(-need // STEP) * STEP
 
 

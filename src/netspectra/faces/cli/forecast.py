@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from netspectra.run.cost import cores, flops, working_set
+from netspectra.run.cost import cores, flops, needed
 from netspectra.weight import Source
 
 __all__ = ["Forecast", "forecast"]
@@ -30,7 +30,7 @@ def forecast(source: Source) -> Forecast:
     rate = _flops_per_second()
     work = sum(flops(weight) / (SHARE * rate) + OVERHEAD for weight in source.weights)
     longest = max((flops(weight) / (SHARE * rate) for weight in source.weights), default=0.0)
-    largest = max((working_set(weight) + weight.nbytes for weight in source.weights), default=0)
+    largest = max(map(needed, source.weights), default=0)
     return Forecast(max(work / cores(), longest), largest + BASE, cores())
 
 

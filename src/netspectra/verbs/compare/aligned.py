@@ -9,7 +9,7 @@ from netspectra.errors import NotDecomposable
 from netspectra.verbs.compare.matching import Pair
 from netspectra.weight import Layout
 
-__all__ = ["RELATED", "change_of"]
+__all__ = ["RELATED", "change_of", "inner"]
 
 RELATED = 0.3  # cosine of two weights below which they are strangers as they lie
 
@@ -25,6 +25,11 @@ def change_of(pair: Pair) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     return A, B, ("compared with its transpose",) if pair.transposed else notes
 
 
+def inner(X: Tensor, Y: Tensor) -> float:
+    """Sum of the products of entries, with nothing beside them in memory."""
+    return float(torch.dot(X.reshape(-1), Y.reshape(-1)))
+
+
 ALIKE = 0.5  # cosine from which a matrix in another order is the same one
 HEADS = (64, 128, 32, 96, 80, 256)  # usual sizes of a head
 
@@ -35,8 +40,7 @@ def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, tuple[str, ...
     A square matrix may be stored the other way round; the rows of queries and keys are in one of two orders, since
     rotary embeddings pair neighbours in one convention and halves of a head in the other (llama.cpp converts).
     """
-    inner = float(torch.dot(A.reshape(-1), B.reshape(-1)))
-    if len(A) != 1 or abs(inner) >= RELATED * norms or norms == 0:
+    if len(A) != 1 or abs(inner(A, B)) >= RELATED * norms or norms == 0:
         return B, ()
     m, n = B.shape[1:]
     tried = [(B.mT, "compared with its transpose")] if m == n else []
@@ -46,8 +50,7 @@ def _aligned(A: Tensor, B: Tensor, norms: float) -> tuple[Tensor, tuple[str, ...
                 rows = B.reshape(shape).transpose(1, 2).reshape(B.shape)
                 tried.append((rows, f"rows of heads of {d} are in the other order of rotary embeddings"))
     for other, note in tried:
-        found = float((A * other).sum())
-        if found > ALIKE * norms:
+        if inner(A, other) > ALIKE * norms:
             return other.contiguous(), (note,)
     return B, ()
 

@@ -23,7 +23,7 @@ from netspectra.linalg.svd import svd
 from netspectra.linalg.values import svdvals, union
 from netspectra.metrics import chosen, evaluate
 from netspectra.record import Record, Value
-from netspectra.verbs.compare.aligned import RELATED, change_of
+from netspectra.verbs.compare.aligned import RELATED, change_of, inner
 from netspectra.verbs.compare.directions import LEADING, directions, new_directions, principal
 from netspectra.verbs.compare.matching import Pair
 from netspectra.weight import Weight
@@ -162,7 +162,7 @@ def delta_of(pair: Pair, before: Record, after: Record | None) -> Delta:
 
 def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
     A, B, notes = change_of(pair)
-    a2, b2, ab = _dot(A, A), _dot(B, B), _dot(A, B)
+    a2, b2, ab = inner(A, A), inner(B, B), inner(A, B)
     told = _told(pair, a2, b2, ab)
     D = B - A
     flat_a, flat_b = A.flatten(0, 1), B.flatten(0, 1)
@@ -174,14 +174,14 @@ def _of_matrices(pair: Pair, before: Record, after: Record | None) -> Delta:
                      spectral_change=Value(0.0), spectral_distance=Value(0.0),
                      changes=_changes(before, after))  # fmt: skip
     flat = D.flatten(0, 1)
-    d2 = _dot(D, D)
+    d2 = inner(D, D)
     told["relative_change"] = _ratio(math.sqrt(d2), math.sqrt(a2))
     precise, rounding, moved, tau2 = _rounded(flat, flat_a, forms, d2)
     rounded = forms[1].coded and names[0] != names[1]  # a quantizer makes zeros of what is small
     gone = 0 if rounded else int(((flat_b == 0) & (flat_a != 0)).sum())
     factor = ab / a2 if a2 > 0 else 1.0
     over = torch.add(flat_b, flat_a, alpha=-factor)
-    left = math.sqrt(_dot(over, over) / d2)
+    left = math.sqrt(inner(over, over) / d2)
     del over
     spectrum = svdvals(D[0]) if len(D) == 1 else union(svdvals_batch(D), (len(D) * D.shape[1], len(D) * D.shape[2]))
     m, n = D.shape[1:]
@@ -272,11 +272,6 @@ def _rounded(D: Tensor, A: Tensor, forms: tuple[Form, Form], d2: float) -> tuple
         return outside == 0, None, moved, tau2
     ratio = math.sqrt(d2 / D.numel() / tau2) if tau2 > 0 else math.inf
     return ratio <= WITHIN and moved <= 1 - INSIDE, ratio, moved, tau2
-
-
-def _dot(X: Tensor, Y: Tensor) -> float:
-    """Sum of the products of entries, with nothing beside them in memory."""
-    return float(torch.dot(X.reshape(-1), Y.reshape(-1)))
 
 
 def _distance(before: Record, after: Record | None, norm: float) -> Value:

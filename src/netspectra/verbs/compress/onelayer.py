@@ -27,10 +27,7 @@ from netspectra.weight import ITEMSIZE, Layout, Part, Selection, Source, TensorR
 
 __all__ = ["Layer", "Making", "Offer", "Pack", "found_in", "made", "offered", "own_state"]
 
-CODES = {
-    False: 56,
-    True: 100,
-}  # bytes a number that codes of several widths take at their peak, without and with corrections
+FACTORED, CODED, CORRECTED = 24, 56, 100  # bytes a number at the peak: for factors; for codes; and their corrections
 Offer = tuple[str, list[tuple[str, int, Cost, float]]]
 """Why a layer can become nothing else, if so; form, size, cost and predicted loss of all it can be, dense first."""
 Pack = Callable[[nn.Module], tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -45,14 +42,13 @@ class Layer(Weight):
         bias: of the same layer.
         stands: what it is in the live model: ``linear``, ``conv1d`` (transformers' own, stored inputs first),
             ``embedding``.
-        taking: bytes for each of its numbers while it is worked on: 24, the matrix and its factors in float64; more for
-            codes, see `CODES`.
+        taking: bytes for each of its numbers while it is worked on: `FACTORED`, `CODED` or `CORRECTED`.
         known: the calibration; where that came from a file, the file.
     """
 
     bias: TensorRef | None = None
     stands: str = "linear"
-    taking: int = 24
+    taking: int = FACTORED
     known: Calibration | Path | None = None
 
     @property
@@ -76,7 +72,7 @@ class Layer(Weight):
         m, n = self.shape
         sides = (n,) if self.stands == "embedding" or m > WIDEST else (m, n)
         moments = sum(16 * side**2 for side in sides) if self.known is not None else 0
-        feedback = 24 * n**2 if moments and self.taking > 24 and self.stands != "embedding" else 0
+        feedback = 24 * n**2 if moments and self.taking > FACTORED and self.stands != "embedding" else 0
         return self.taking * m * n + moments + feedback
 
     def module(self) -> nn.Module:
@@ -117,7 +113,8 @@ def found_in(source: Source, options: CompressOptions, calibration: Calibration 
         raise InputRefused(f"{source.path}: {packed[0].name} is packed ({packed[0].stored or packed[0].dtype}); "
                            "only a live model decodes it: leave --stream out")  # fmt: skip
     allowed, selection = _live_layers(source), Selection(options.include, options.exclude)
-    taking = CODES[max(options.coding.ranks) > 0] if options.axis == "bytes" else 24
+    taking = FACTORED if options.axis == "parameters" else CORRECTED if max(options.coding.ranks) else CODED
+    known = calibration and (calibration.path or calibration)
     refs = {ref.name: ref for ref in source.tensors}
     found = {}
     for weight in _unfused(source, allowed or {}):
@@ -128,7 +125,6 @@ def found_in(source: Source, options: CompressOptions, calibration: Calibration 
             stands = weight.kind if allowed is None else _stands(allowed.get(name))
             if selection.accepts(weight.name) and stands:
                 own = {field.name: getattr(weight, field.name) for field in fields(Weight)}
-                known = calibration and (calibration.path or calibration)
                 found[name] = Layer(**own, bias=refs.get(f"{name}.bias"), stands=stands, taking=taking, known=known)
     if not found:
         raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")

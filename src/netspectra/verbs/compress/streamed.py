@@ -148,15 +148,12 @@ class Stream:
                              timed=False, never_slower=False)  # fmt: skip
         return cls(source, found_in(source, travelling, calibration), Making(travelling), run, progress)
 
-    def plan(
-        self, budget: Callable[[Sequence[Layer]], Budget] | None = None, weighed: bool | None = None, **more: object
-    ) -> Plan:
+    def plan(self, budget: Callable[[Sequence[Layer]], Budget] | None = None, weighed: bool | None = None) -> Plan:
         """What every layer becomes: by predicted loss where the method can compare layers, else the same share of each.
 
         Args:
             budget: of the layers that can be decided on, instead of that of the options.
             weighed: whether losses of different layers are weighed against one another; None: where that tells.
-            more: further fields of the plan.
         """
         offers = {}
         for weight, offer in self.run(partial(offered, making=self.making), self.layers.values()):
@@ -192,7 +189,7 @@ class Stream:
         after = Cost(
             whole.parameters - dense.parameters + decided.parameters, whole.bytes - dense.bytes + decided.bytes
         )
-        plan = Plan(
+        return Plan(
             decisions,
             options={
                 **{k: v for k, v in options.to_dict().items() if k not in LIVE},
@@ -205,7 +202,6 @@ class Stream:
             notes=(note, "planned without a live model: nothing was tried on held-out data"),
             fingerprint=self.source.fingerprint,
         )
-        return replace(plan, **more)  # type: ignore[arg-type]
 
     def fitted(self, plan: Plan, to: Path, pack: Pack = own_state) -> dict[str, Fitted]:
         """What stands for every layer that the plan replaces; it waits in a nameless file beside the folder to be."""
@@ -305,15 +301,4 @@ def _decision(dense: Choice, chosen: Choice, reason: str, weighed: bool) -> Deci
 
 def _ref(name: str, tensor: Tensor, spill: Spill) -> TensorRef:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return TensorRef(name, tuple(tensor.shape), dtype, _Piece(spill.put(tensor)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """A tensor that waits, as a `netspectra.weight.Loader`."""
-
-    whole: Callable[[], Tensor]
-
-    def __call__(self, index: tuple[slice | int, ...] = ()) -> Tensor:
-        found = self.whole()
-        return found[index] if index else found
+    return TensorRef(name, tuple(tensor.shape), dtype, spill.put(tensor))

@@ -89,6 +89,11 @@ class Workshop:
         """Every site's choices."""
         return {key: found for part in self.parts[:1] for key, found in part.choices.items()}
 
+    @property
+    def singles(self) -> list[tuple[Choice, ...]]:
+        """The choices of every site of one layer."""
+        return [self.choices[id(site)] for site in self.sites.found if len(site.members) == 1]
+
     def fit(self, chosen: Sequence[Option]) -> list[Replacement]:
         """The modules that these options ask for."""
         return fitted([choice for option in chosen for choice in option.choices], self.fits)

@@ -30,7 +30,7 @@ def frontier(shop: Workshop, way: str, seed: int) -> list[dict[str, Any]]:
     """
     assert shop.held is not None
     judge = shop.held.few(JUDGING)
-    layers = [shop.choices[id(site)] for site in shop.sites.found if len(site.members) == 1]
+    layers = shop.singles
     ways: dict[int, dict[str, list[Option]]] = {}
     for bits in SIZES:
         even = [_plain(some, bits) for some in layers]

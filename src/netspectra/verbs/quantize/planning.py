@@ -84,8 +84,7 @@ def quantize(
         found: dict[str, Any] = {"frontier": frontier(shop, options.weigh, options.seed)}
         limit = shop.options.bytes
         if limit is not None:
-            layers = [shop.choices[id(site)] for site in shop.sites.found if len(site.members) == 1]
-            some = drawn(layers, limit, options.seed)
+            some = drawn(shop.singles, limit, options.seed)
             found["drawn"] = {**shop.judged(some), "bytes": sum(option.cost.bytes for option in some)}
         return found
 

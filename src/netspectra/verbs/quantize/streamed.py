@@ -109,9 +109,12 @@ def _planned(stream: Stream, options: QuantizeOptions, calibration: Calibration 
         return Budget("bytes", limit)
 
     weak = options.weigh == "weights"
-    plan = stream.plan(budget, weighed=True if weak else None, verb="quantize")
-    said = plan.notes[1:] if weak or calibration is None else plan.notes
-    return replace(plan, notes=(*notes, *([WEAK] if weak else [NO_DATA] if calibration is None else []), *said))
+    plan = stream.plan(budget, weighed=True if weak else None)
+    if weak or calibration is None:  # instead of what the stream says of its weighing
+        notes += [WEAK if weak else NO_DATA, *plan.notes[1:]]
+    else:
+        notes += plan.notes
+    return replace(plan, verb="quantize", notes=tuple(notes))
 
 
 def decoded_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
