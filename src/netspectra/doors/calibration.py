@@ -55,7 +55,7 @@ def calibrate(
         batch_size: samples a batch; by default what half a GiB of layer outputs allows, up to 32.
         run: another engine than this process.
         options: of the compression to come; what counts here is the selection, the objective, ``backward``,
-            ``held_out`` (those samples are left for judging) and the seed.
+            ``held_out`` (those samples are left for judging), ``spread`` and the seed.
         progress: called with what is being done and its share, 0 ... 1.
         wanted: fields of the options by name: ``include=("*mlp*",)``, ``seed=1``, ...
 
@@ -80,28 +80,31 @@ def calibrate(
     from netspectra.sources import open as open_source
     from netspectra.verbs.compress.calibrate import joined
     from netspectra.verbs.compress.options import CompressOptions
+    from netspectra.verbs.compress.workshop import mixture
 
     if shards < 1:
         raise InputRefused(f"shards are 1 at least, found {shards}")
     if not Path(data).is_file():
         raise InputRefused(f"{data}: no such file; samples are text, .npz or .safetensors")
     options = replace(options or CompressOptions(), **wanted)
-    if options.spread:
-        raise InputRefused("spread needs all batches at once: leave it at 0, or calibrate within compress")
     need, operations = _cost(open_source(origin))
     place = Path(origin) if Path(origin).exists() else str(origin)
     setup = _Setup(place, Path(data), model, samples, tokens, batch_size, shards, options)
     jobs = [Job(f"shard {i + 1} of {shards}", (setup, i), need, operations) for i in range(shards)]
-    found: dict[int, Calibration] = {}
+    found: dict[int, tuple[Calibration, Calibration | None]] = {}
     try:
         for done, (job, part) in enumerate((run or LocalRun())(_shard, jobs), 1):
             if part is not None:
-                found[job.what[1]] = part.spill_()
+                found[job.what[1]] = part
+                for one in part:
+                    _ = one and one.spill_()
             if progress is not None:
                 progress("calibrating", done / shards)
     finally:
         _made.cache_clear()
-    return joined([found[i] for i in sorted(found)])
+    parts = [found[i] for i in sorted(found)]
+    redrawn = [other for _, other in parts if other is not None]
+    return mixture(joined([main for main, _ in parts]), joined(redrawn) if redrawn else None, options)
 
 
 @dataclass(frozen=True)
@@ -118,17 +121,17 @@ class _Setup:
     options: CompressOptions
 
 
-def _shard(job: Job) -> Calibration | None:
-    """The moments of one shard; None for one that no batch falls to."""
-    from netspectra.verbs.compress.workshop import moments, prepared
+def _shard(job: Job) -> tuple[Calibration, Calibration | None] | None:
+    """The moments of one shard, and those with tokens drawn anew; None for one that no batch falls to."""
+    from netspectra.verbs.compress.workshop import prepared, taken
 
     setup, place = job.what
     _, network, batches = _made(setup)
     data = prepared(network, setup.options, batches)
-    mine = replace(data, batches=data.batches[place :: setup.shards])
+    mine = replace(data, batches=data.batches[place :: setup.shards], extra=data.extra[place :: setup.shards])
     if not mine.batches:
         return None
-    return moments(network, replace(setup.options, seed=setup.options.seed + place), mine)
+    return taken(network, replace(setup.options, seed=setup.options.seed + place), mine)
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 
-__all__ = ["call", "main_output", "moved", "selected", "tensors"]
+__all__ = ["call", "main_output", "moved", "samples_in", "selected", "tensors"]
 
 # Fields of a model's output, the most telling first; else the first floating tensor counts.
 FIELDS = ("logits", "last_hidden_state", "prediction", "sample")
@@ -73,6 +73,17 @@ def moved(batch: Any, device: torch.device | str) -> Any:
     if isinstance(batch, tuple | list):
         return type(batch)(moved(value, device) for value in batch)
     return batch
+
+
+def samples_in(batch: Any) -> int:
+    """How many samples a batch holds: the first axis of its first tensor.
+
+    >>> samples_in({"ids": torch.ones(3, 2)})
+    3
+    """
+    for tensor in tensors(batch):
+        return tensor.shape[0] if tensor.dim() else 1
+    raise InputRefused("a calibration batch holds no tensor; give tensors, or mappings or tuples of them")
 
 
 def selected(batch: Any, rows: Tensor, count: int) -> Any:

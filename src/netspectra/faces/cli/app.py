@@ -68,6 +68,13 @@ Objective = Annotated[str | None, typer.Option(help="What to keep: logits, embed
 ModelMaker = Annotated[
     str | None, typer.Option("--model", metavar="MODULE:CALLABLE", help="Builds the module, where no config does.")
 ]
+Spread = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Share of the moments from samples with tokens drawn anew, for other texts.",
+        show_default="0.4 where the model reads tokens, else 0",
+    ),
+]  # fmt: skip
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens of a sample, at most.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]

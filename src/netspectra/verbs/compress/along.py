@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netspectra.live.batches import samples_in
 from netspectra.live.untouched import untouched
-from netspectra.verbs.compress.calibrate import samples_in
 from netspectra.verbs.compress.objective import Objective
 
 __all__ = ["Along", "losses_along"]

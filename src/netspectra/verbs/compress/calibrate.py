@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.forms.factors import is_conv1d
 from netspectra.linalg.moments import Moments, load_moments, save_moments
-from netspectra.live.batches import call, tensors
+from netspectra.live.batches import call, samples_in
 from netspectra.live.spill import Spill
 from netspectra.live.untouched import untouched
 from netspectra.verbs.compress.objective import Objective, token_mask
 from netspectra.verbs.compress.structure import Structure, observe
 
-__all__ = ["Calibration", "calibrate", "fitting", "joined", "layers", "mixed", "rows", "samples_in", "spread_out"]
+__all__ = ["Calibration", "calibrate", "fitting", "joined", "layers", "mixed", "rows"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDEST = 12_288  # outputs whose second moment is kept: it takes 8 m^2 bytes, 19 GB for a vocabulary of 49152
@@ -43,6 +43,7 @@ class Calibration:
         shapes: of the first input, by module.
         calls: how often a module ran in the first batch, in the order in which they first ran.
         structure: which layers belong together.
+        spread: share of the input moments that is of samples with tokens drawn anew.
         path: the file that it was read from.
     """
 
@@ -53,6 +54,7 @@ class Calibration:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     structure: Structure = field(default_factory=Structure)
+    spread: float = 0.0
     path: Path | None = None
 
     @property
@@ -84,6 +86,7 @@ class Calibration:
             "shapes": self.shapes,
             "calls": self.calls,
             "structure": self.structure.to_dict(),
+            "spread": self.spread,
         }
         save_moments(named, path, {"calibration": json.dumps(about)})
 
@@ -110,6 +113,7 @@ class Calibration:
             {name: tuple(shape) for name, shape in about["shapes"].items()},
             about["calls"],
             Structure.from_dict(about["structure"]),
+            float(about["spread"]),
         )
 
 
@@ -168,13 +172,6 @@ def fitting(model: nn.Module, batch: Any) -> Any:
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         return batch
     return batch[: sum(p.kind in kinds for p in parameters)]
-
-
-def samples_in(batch: Any) -> int:
-    """How many samples a batch holds: the first axis of its first tensor."""
-    for tensor in tensors(batch):
-        return tensor.shape[0] if tensor.dim() else 1
-    raise InputRefused("a calibration batch holds no tensor; give tensors, or mappings or tuples of them")
 
 
 class _Recorder:
@@ -281,23 +278,10 @@ class _Recorder:
             handle.remove()
 
 
-def spread_out(batch: Mapping[str, Any], vocabulary: int, share: float, generator: torch.Generator) -> dict[str, Any]:
-    """A batch with a share of its tokens drawn anew from the whole vocabulary.
-
-    Tokens that stand in every sample (begin, end, separators) stay where they are.
-    """
-    ids = batch["input_ids"]
-    everywhere = torch.tensor([bool((ids == one).any(1).all()) for one in ids[0].tolist()], device=ids.device)
-    fixed = torch.isin(ids, ids[0][everywhere])
-    hit = (torch.rand(ids.shape, generator=generator) < share).to(ids.device) & ~fixed
-    drawn = torch.randint(0, vocabulary, ids.shape, generator=generator).to(ids)
-    return {**batch, "input_ids": torch.where(hit, drawn, ids)}
-
-
 def mixed(main: Calibration, other: Calibration, share: float) -> Calibration:
     """Input moments of which ``share`` comes from another calibration of the same model; gradients stay the main's."""
     inputs = {name: m.mixed(other.inputs.get(name, m), share) for name, m in main.inputs.items()}
-    return replace(main, inputs=inputs)
+    return replace(main, inputs=inputs, spread=share)
 
 
 def joined(parts: Sequence[Calibration]) -> Calibration:

@@ -39,8 +39,9 @@ class CompressOptions:
         backward: differentiate it; without, only inputs are known.
         shrink_inputs: share by which A is drawn to its mean diagonal.
         shrink_outputs: the same of G.
-        spread: share of the moments taken from the same samples with tokens drawn from the whole vocabulary: a little
-            worse on texts like the calibration's, much better on others. Models of tokens only.
+        spread: share of the input moments that is of the same samples with tokens drawn from the whole vocabulary: a
+            little worse on texts like the calibration's, much better on others; None: 0.4 where the model reads
+            tokens, else 0.
         centre: take errors about the mean and fold the rest into biases.
         checked: samples, at most, along whose errors the predicted losses are checked; 0: the moments are believed,
             as if tokens did not depend on one another.
@@ -71,7 +72,7 @@ class CompressOptions:
     backward: bool = True
     shrink_inputs: float = 0.02
     shrink_outputs: float = 0.05
-    spread: float = 0.0
+    spread: float | None = None
     centre: bool = True
     checked: int = 192
     held_out: float = 0.125
@@ -95,6 +96,8 @@ class CompressOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputRefused(f"a budget of {name} is positive, found {value}")
+        if self.spread is not None and not 0 <= self.spread < 1:
+            raise InputRefused(f"spread is a share from 0 to below 1, found {self.spread}")
         if self.method is not None and self.method not in METHODS:
             raise InputRefused(f"method {self.method!r}: there are {', '.join(METHODS)}")
         for name in self.forms:

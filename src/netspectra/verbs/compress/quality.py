@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netspectra.live.batches import call, main_output
+from netspectra.live.batches import call, main_output, samples_in
 from netspectra.live.spill import Spill
 from netspectra.live.untouched import untouched
-from netspectra.verbs.compress.calibrate import samples_in
 from netspectra.verbs.compress.objective import Objective
 
 __all__ = ["HeldOut", "is_causal", "perplexity"]

@@ -30,6 +30,7 @@ from netspectra.verbs.compress.decide import budget_of
 from netspectra.verbs.compress.onelayer import Layer, Making, Pack, found_in, made, offered, own_state
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.planning import frontier
+from netspectra.verbs.compress.redrawn import agreed
 from netspectra.verbs.compress.replace import DENSE
 from netspectra.verbs.compress.workshop import Progress
 from netspectra.weight import Source, TensorRef
@@ -143,6 +144,8 @@ class Stream:
             raise InputRefused(f"{several[0]} needs a live model; from a stream layers are replaced one by one")
         if options.latency:
             raise InputRefused("a budget of milliseconds needs a live model that can be timed: leave --stream out")
+        if calibration is not None:
+            options = agreed(options, calibration)
         known = "two_sided" if calibration and calibration.outputs else "whitened" if calibration else "plain"
         travelling = replace(options, forms=forms, method=options.method or known, objective=None, task=None,
                              timed=False, never_slower=False)  # fmt: skip

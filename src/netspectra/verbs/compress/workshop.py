@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,24 +12,17 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Site
-from netspectra.live.batches import selected
+from netspectra.live.batches import samples_in, selected
 from netspectra.live.untouched import untouched
 from netspectra.methods import METHODS
 from netspectra.plan import Cost
 from netspectra.verbs.compress.allocate import Choice, Component, Option, components, grouped
-from netspectra.verbs.compress.calibrate import (
-    Calibration,
-    calibrate,
-    fitting,
-    layers,
-    mixed,
-    samples_in,
-    spread_out,
-)
+from netspectra.verbs.compress.calibrate import Calibration, calibrate, fitting, layers, mixed
 from netspectra.verbs.compress.latency import Clock
 from netspectra.verbs.compress.objective import Objective, as_objective
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.quality import HeldOut
+from netspectra.verbs.compress.redrawn import SPREAD, agreed, redrawn, vocabulary
 from netspectra.verbs.compress.replace import DENSE, Key, Replacement, fitted, key_of, tried
 from netspectra.verbs.compress.sites import Shrinkage, Sites, find_sites
 from netspectra.weight import Selection
@@ -38,12 +32,13 @@ __all__ = [
     "Progress",
     "Workshop",
     "gathered",
+    "mixture",
     "moments",
     "opened",
     "possible",
     "prepared",
     "split",
-    "vocabulary",
+    "taken",
 ]
 
 Progress = Callable[[str, float], None]
@@ -57,7 +52,7 @@ class Workshop:
     Attributes:
         model: the original, untouched while planning.
         options: what is asked.
-        batches: the calibration ones, those with tokens drawn anew last.
+        batches: the calibration ones, after each the same with tokens drawn anew.
         held: held-out batches and the original's signals; None without data.
         calibration: moments; None without data.
         sites: what can be decided on.
@@ -155,7 +150,7 @@ class Data:
     Attributes:
         batches: to calibrate with.
         held: to judge with.
-        extra: to calibrate with, their tokens drawn anew.
+        extra: for each of those some of its samples, their tokens drawn anew; none where that is not asked for.
         objective: what is to be kept; None without data.
     """
 
@@ -164,23 +159,38 @@ class Data:
     extra: list[Any] = field(default_factory=list)
     objective: Objective | None = None
 
+    @property
+    def mingled(self) -> list[Any]:
+        """The batches, after each the one with tokens drawn anew."""
+        return list(chain(*zip(self.batches, self.extra, strict=True))) if self.extra else self.batches
+
 
 def prepared(model: nn.Module, options: CompressOptions, data: Any) -> Data:
-    """Cut the samples that a user gives."""
+    """Cut the samples that a user gives.
+
+    Raises:
+        InputRefused: tokens are to be drawn anew, and the model reads none.
+    """
     batches, held = split(gathered(model, data), options.held_out)
     with untouched(model):
         objective = as_objective(options.objective, model, batches[0])
-    return Data(batches, held, _extra(model, options, batches), objective)
+    words = vocabulary(model, batches[0]) if options.spread != 0 else None
+    if options.spread and words is None:
+        raise InputRefused("spread draws tokens anew, but no embedding reads these batches: leave it out")
+    return Data(batches, held, redrawn(batches, words, options.seed) if words else [], objective)
 
 
 def opened(
     model: nn.Module, options: CompressOptions, data: Any, known: Calibration | None, progress: Progress
 ) -> tuple[Workshop, Objective | None]:
     """Calibrate, find the sites, and say what each can become; and the objective, where there is data."""
+    if known is not None:
+        options = agreed(options, known)
     given = Data() if data is None else prepared(model, options, data)
     objective = given.objective
     if known is None and data is not None:
         known = moments(model, options, given, progress)
+    options = replace(options, spread=known.spread if known else 0.0)
     held = HeldOut.of(model, given.held, objective) if given.held and objective else None
     method = options.method or ("plain" if known is None else "two_sided" if known.outputs else "whitened")
     sites = find_sites(
@@ -195,7 +205,7 @@ def opened(
     if not sites.found:
         raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
     clock = Clock()
-    shop = Workshop(model, options, given.batches + given.extra, held, known, sites, [], clock)
+    shop = Workshop(model, options, given.mingled, held, known, sites, [], clock)
     choices: dict[int, tuple[Choice, ...]] = {}
     for group in grouped(sites.found):  # what shares layers in a row: they are decomposed while at hand
         for site in group:
@@ -209,7 +219,19 @@ def opened(
 def moments(
     model: nn.Module, options: CompressOptions, data: Data, progress: Progress = lambda what, share: None
 ) -> Calibration:
-    """Moments of the batches, and a share of them from the same batches with other tokens."""
+    """Moments of the batches, and a share of them from those with tokens drawn anew."""
+    return mixture(*taken(model, options, data, progress), options)
+
+
+def mixture(main: Calibration, redrawn: Calibration | None, options: CompressOptions) -> Calibration:
+    """One calibration of both."""
+    return main if redrawn is None else mixed(main, redrawn, SPREAD if options.spread is None else options.spread)
+
+
+def taken(
+    model: nn.Module, options: CompressOptions, data: Data, progress: Progress = lambda what, share: None
+) -> tuple[Calibration, Calibration | None]:
+    """Moments of the batches, and, inputs only, of those with tokens drawn anew."""
     selection = Selection(options.include, options.exclude)
     wanted = {name: m for name, m in layers(model).items() if selection.accepts(f"{name}.weight")}
     if not wanted:
@@ -229,27 +251,7 @@ def moments(
         )
 
     main = run(data.batches, 0, objective)
-    return mixed(main, run(data.extra, main.samples, None), options.spread) if data.extra else main
-
-
-def _extra(model: nn.Module, options: CompressOptions, batches: Sequence[Any]) -> list[Any]:
-    """Half as many batches as there are, with a third or all of their tokens drawn anew, where that is asked for."""
-    if not options.spread:
-        return []
-    generator = torch.Generator().manual_seed(options.seed)
-    found = [
-        spread_out(batch, vocabulary(model), 1.0 if place % 2 else 0.3, generator)
-        for place, batch in enumerate(batches[::2])
-        if isinstance(batch, Mapping) and "input_ids" in batch
-    ]
-    if not found:
-        raise InputRefused("spread draws tokens anew, but these batches have no input_ids; leave it at 0")
-    return found
-
-
-def vocabulary(model: nn.Module) -> int:
-    """How many tokens the model's largest embedding knows."""
-    return max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=1)
+    return main, run(data.extra, main.samples, None) if data.extra else None
 
 
 def possible(site: Site, options: CompressOptions, clock: Clock) -> Iterable[Choice]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from netspectra.linalg.moments import root
-from netspectra.live.batches import call
+from netspectra.live.batches import call, samples_in
 from netspectra.live.untouched import untouched
 from netspectra.record import Value
-from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration, rows, samples_in
+from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration, rows
 from netspectra.verbs.compress.objective import token_mask
 from netspectra.verbs.compress.sites import matrix
 

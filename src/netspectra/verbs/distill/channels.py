@@ -14,8 +14,8 @@ from netspectra.forms.resized import bias_of, resized, sizes
 from netspectra.linalg.features import least_squares
 from netspectra.linalg.groups import GroupOrder, Rule, group_order
 from netspectra.linalg.moments import shrunk
-from netspectra.live.batches import selected
-from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration, samples_in
+from netspectra.live.batches import samples_in, selected
+from netspectra.verbs.compress.calibrate import CONVOLUTIONS, Calibration
 from netspectra.verbs.compress.flow import Experiment, proven, watched
 from netspectra.verbs.compress.sites import matrix
 from netspectra.verbs.compress.structure import Structure

@@ -16,11 +16,11 @@ from netspectra.forms.factors import is_conv1d
 from netspectra.forms.resized import bias_of, fill_, resized
 from netspectra.linalg.orthogonal import semi_orthogonal
 from netspectra.linalg.pairs import Pairs, anchored
-from netspectra.live.batches import call, main_output, selected
+from netspectra.live.batches import call, main_output, samples_in, selected
 from netspectra.live.spill import Spill
 from netspectra.live.untouched import untouched
 from netspectra.live.watching import watching
-from netspectra.verbs.compress.calibrate import layers, samples_in
+from netspectra.verbs.compress.calibrate import layers
 from netspectra.verbs.compress.objective import token_mask
 from netspectra.verbs.compress.sites import matrix
 from netspectra.verbs.distill.paired import Rows, paired, refuse_broken

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from netspectra.forms.resized import bias_of
 from netspectra.linalg.groups import GroupOrder
+from netspectra.live.batches import samples_in
 from netspectra.record import Value
-from netspectra.verbs.compress.calibrate import Calibration, samples_in
+from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.distill.activity import interval, resamples, sample_energies
 from netspectra.verbs.distill.channels import Chain
 

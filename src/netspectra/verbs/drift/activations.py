@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
-from netspectra.live.batches import call, main_output, moved
+from netspectra.live.batches import call, main_output, moved, samples_in
 from netspectra.live.untouched import untouched
-from netspectra.verbs.compress.calibrate import fitting, samples_in
+from netspectra.verbs.compress.calibrate import fitting
 from netspectra.verbs.compress.objective import token_mask
 from netspectra.verbs.drift.rows import finite
 from netspectra.weight import Selection

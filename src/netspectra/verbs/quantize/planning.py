@@ -11,9 +11,10 @@ from torch import nn
 
 from netspectra.errors import InputRefused
 from netspectra.forms.rounded import bits_of
+from netspectra.live.batches import samples_in
 from netspectra.plan import Plan
 from netspectra.verbs.compress.allocate import Choice, Component, Option
-from netspectra.verbs.compress.calibrate import Calibration, samples_in
+from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.quality import HeldOut
 from netspectra.verbs.compress.replace import tried

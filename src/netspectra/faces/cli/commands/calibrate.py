@@ -19,6 +19,7 @@ from netspectra.faces.cli.app import (
     Quiet,
     Samples,
     Seed,
+    Spread,
     Tokens,
     app,
 )
@@ -47,6 +48,7 @@ def calibrate(
         ),
     ] = 8,
     objective: Objective = None,
+    spread: Spread = None,
     model: ModelMaker = None,
     samples: Samples = 512,
     tokens: Tokens = 128,
@@ -77,6 +79,7 @@ def calibrate(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             objective=objective,
+            spread=spread,
             seed=seed,
         )
         found.save(out)

@@ -29,6 +29,7 @@ from netspectra.faces.cli.app import (
     Quiet,
     Samples,
     Seed,
+    Spread,
     Streaming,
     Tokens,
     app,
@@ -65,7 +66,7 @@ def quantize(
     plan: PlanFile = None,
     plan_only: PlanOnly = False,
     level: Annotated[
-        list[int] | None, typer.Option(help="Bits a weight may get; repeatable.", show_default="16, 8, 4, 3, 2")
+        list[int] | None, typer.Option(help="Bits a weight may get; repeatable.", show_default="16, 8, 6, 5, 4, 3, 2")
     ] = None,
     rank: Annotated[
         list[int] | None,
@@ -80,11 +81,8 @@ def quantize(
     form: Annotated[
         list[str] | None, typer.Option(help="A form of compress that may be chosen too, for joint plans; repeatable.")
     ] = None,
-    spread: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of the moments from tokens drawn anew; 0.4 helps on other texts."),
-    ] = 0.0,
     objective: Objective = None,
+    spread: Spread = None,
     model: ModelMaker = None,
     samples: Samples = 512,
     tokens: Tokens = 128,
