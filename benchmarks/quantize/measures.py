@@ -26,7 +26,7 @@ from netspectra.verbs.quantize.drawn import drawn
 from netspectra.verbs.quantize.options import QuantizeOptions
 from netspectra.verbs.quantize.planning import quantize
 
-LEVELS = (8, 4, 3, 2)
+LEVELS = (8, 6, 5, 4, 3, 2)
 SEEDS = 5
 
 
@@ -309,25 +309,24 @@ def trade(bench: Bench, form: str = "int3", rank: int = 16) -> list[dict[str, An
 
 # ---- what may be asked for besides -------------------------------------------------------------------------------
 
-SPREAD = 0.4
 SHRINKING = ("factors", "pivoted", "neurons", "joint", "query_heads", "value_heads")
 
 
-def spreading(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[str, Any]]:
-    """The same bits everywhere and allocated, where a share of the moments is of tokens drawn anew."""
-    other = Bench(bench.subject, spread=SPREAD)
+def plainly(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[str, Any]]:
+    """Without tokens drawn anew, and with them: the same bits everywhere, and allocated."""
+    plain = Bench(bench.subject, spread=0.0)
     rows = []
     for form in forms:
         limit = Budget("bytes", bytes_of(even(bench.parts, form)))
-        rows += [
-            {"budget": form, "way": name, "bytes": bytes_of(options), **judged_row(found, options)}
-            for name, found, options in (
-                ("the same bits everywhere", bench, even(bench.parts, form)),
-                ("predicted", bench, allocate(weighed(bench.parts, lambda c: c.loss), limit)),
-                (f"the same bits everywhere, spread {SPREAD}", other, even(other.parts, form)),
-                (f"predicted, spread {SPREAD}", other, allocate(weighed(other.parts, lambda c: c.loss), limit)),
-            )
-        ]
+        for found, moments in ((plain, "the samples"), (bench, "the samples, and tokens drawn anew")):
+            made = {
+                "the same bits everywhere": even(found.parts, form),
+                "predicted": allocate(weighed(found.parts, lambda c: c.loss), limit),
+                "as the command chooses": commanded(found.shop, found.parts, limit),
+            }
+            for name, options in made.items():
+                row = {"budget": form, "moments": moments, "way": name, "bytes": bytes_of(options)}
+                rows.append(row | judged_row(found, options))
     return rows
 
 
@@ -366,7 +365,9 @@ def measured(subject: Subject) -> dict[str, Any]:
         "corrections": corrections(bench),
         "bounds": bounds(bench),
         "trade": trade(bench),
-        **({"spread": spreading(bench), "joint": jointly(bench)} if subject.wide else {}),
+        "spread": bench.shop.options.spread,
+        **({"plain": plainly(bench)} if bench.shop.options.spread else {}),
+        **({"joint": jointly(bench)} if subject.wide else {}),
     }
 
 

@@ -27,7 +27,7 @@ class Subject:
         include: patterns of the weights that are quantized.
         distance: by name of a test set, for a changed model.
         note: what a reader should know.
-        wide: whether what else may be asked for is measured, too: moments of other tokens, joint plans.
+        wide: whether joint plans are measured, too.
     """
 
     name: str
@@ -142,24 +142,29 @@ class Characters(nn.Module):
         self.blocks = nn.ModuleList(Block(d, heads) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, vocabulary, bias=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.tokens(input_ids) + self.places(torch.arange(input_ids.shape[1]))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
 
 
 class Text:
-    """Characters of the addresses: windows drawn at random, from nine tenths to train on or from the last, held out."""
+    """Characters of the addresses: windows drawn at random, from nine tenths to train on or from the last, held out.
+
+    ``other`` is text of another kind, as far as its characters are known.
+    """
 
     def __init__(self, length: int = 96) -> None:
         if not DATA.is_dir():
             raise SystemExit(f"{DATA} is absent: set NETSPECTRA_SHARED to the folder that holds data/state_union")
         text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(DATA.glob("*.txt"))[:40])
         known = sorted(set(text))
-        ids = torch.tensor([known.index(c) for c in text[:1_200_000]])
+        numbers = {c: i for i, c in enumerate(known)}
+        ids = torch.tensor([numbers[c] for c in text[:1_200_000]])
         split = int(0.9 * len(ids))
         self.known, self.train, self.held, self.length = len(known), ids[:split], ids[split:], length
+        self.other = torch.tensor([numbers[c] for c in "\n".join(topics()) if c in numbers])
         self.generator = torch.Generator().manual_seed(0)
 
     def drawn(self, data: Tensor, rows: int) -> Tensor:
@@ -190,18 +195,21 @@ def taught(text: Text, d: int, depth: int, steps: int) -> Characters:
 def characters(quick: bool) -> Subject:
     text, steps = Text(), 30 if quick else 700
     model = taught(text, 64 if quick else 128, 2 if quick else 4, steps).requires_grad_(True)
-    tests = {"held-out text": [text.drawn(text.held, 32)[:, :-1] for _ in range(2 if quick else 6)]}
+    count = 2 if quick else 6
+    tests = {"in": [text.drawn(text.held, 32)[:, :-1] for _ in range(count)]}
     with torch.no_grad():
         loss = float(text.loss(model, text.drawn(text.held, 128)))
+    calibration = [{"input_ids": text.drawn(text.train, 32)[:, :-1]} for _ in range(2 if quick else 16)]
+    tests["out"] = [text.drawn(text.other, 32)[:, :-1] for _ in range(count)]
     return Subject(
         "character Transformer",
         "KL of the next character",
         model,
-        [{"ids": text.drawn(text.train, 32)[:, :-1]} for _ in range(2 if quick else 16)],
+        calibration,
         ("blocks.*",),
         divergences(model, tests, lambda network, batch: network(batch)),
         f"{len(model.blocks)} blocks, trained here {steps} steps on State of the Union addresses; {loss:.3f} nats a "
-        "character on held-out text",
+        "character on held-out text (in); out: Python's language reference",
     )
 
 
