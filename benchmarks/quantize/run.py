@@ -59,8 +59,8 @@ def marks(subjects: Mapping[str, Mapping[str, Any]]) -> str:
         )
     return "\n\n".join(
         [
-            "Distances are means over the test sets of each model, at the bytes of the same bits everywhere, in units of "
-            "what those lose: with the same moments, and with moments of the samples alone (`spread=0`).",
+            "Distances are means over the test sets of each model, at the bytes of the same bits everywhere, in units "
+            "of what those lose: with the same moments, and with moments of the samples alone (`spread=0`).",
             table(("model", "bits by", "3 bits (mark 0.85 x)", "3 bits, of the samples alone",
                    "4 bits (mark 1.05 x)", "4 bits, of the samples alone"), losses),
             table(("model", "predicted is below random, 3 bits (mark 30 %)",
