@@ -111,10 +111,10 @@ def pooled(hidden: Tensor, batch: Any) -> Tensor:
 def as_objective(wanted: str | Callable[[Any, Any], Tensor] | None, model: nn.Module, batch: Any) -> Objective:
     """The objective a user names, or the one that the model's own output suggests.
 
-    ``logits`` where the output has logits, or is a number for every word of the embedding that reads the batch, for each
-    token: divergence; ``embedding`` where it has a ``last_hidden_state``: the pooled and normalized sentence embedding;
-    else ``output``: the main tensor itself. A callable (output, batch) -> tensor is taken as it is, with squared
-    differences.
+    ``logits`` where the output has logits, or is, token by token, a number for every word of the embedding that reads
+    the batch: divergence; ``embedding`` where it has a ``last_hidden_state``: the pooled and normalized sentence
+    embedding; else ``output``: the main tensor itself. A callable (output, batch) -> tensor is taken as it is, with
+    squared differences.
 
     Raises:
         InputRefused: an unknown name.
