@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.plan import Cost, Decision, Plan
+from netspectra.plan import Cost, Decision, Plan, fingerprint
 from netspectra.verbs.compress.allocate import Choice, Component, Measure, total, walked
 from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.checked import check
@@ -57,6 +55,8 @@ def compress(
     Raises:
         InputRefused: the budget cannot be met, nothing is selected, the plan is another model's.
     """
+    if plan is not None:
+        plan.must_fit(fingerprint(model.named_parameters()))
     shop, objective = opened(model, options, data, calibration, progress)
     notes = [*_notes(shop, objective), *prepare(shop)]
     if objective is not None and shop.weighed and options.checked:
@@ -74,8 +74,7 @@ def compress(
     made = replace(_plan(shop, held_out, why, tuple(notes), objective), verb=verb)
 
     def put(target: nn.Module) -> nn.Module:
-        if _fingerprint(target) != made.fingerprint:
-            raise InputRefused("this model is not the one the plan was made for (other names or shapes of parameters)")
+        made.must_fit(fingerprint(target.named_parameters()))
         return apply_(shop, made, target, progress)
 
     return made.bound(put), shop
@@ -125,7 +124,7 @@ def _plan(
         held_out=held_out,
         frontier=tuple(frontier(shop.parts, shop.options.axis)) if comparable else (),
         notes=notes,
-        fingerprint=_fingerprint(shop.model),
+        fingerprint=fingerprint(shop.model.named_parameters()),
     )  # fmt: skip
 
 
@@ -182,10 +181,3 @@ def _notes(shop: Workshop, objective: Objective | None) -> list[str]:
             f"dimension (least: {least:.2g}); give more calibration samples"
         )
     return notes
-
-
-def _fingerprint(model: nn.Module) -> str:
-    content = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        content.update(f"{name} {tuple(parameter.shape)}\n".encode())
-    return content.hexdigest()[:16]
