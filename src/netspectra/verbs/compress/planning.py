@@ -24,6 +24,7 @@ from netspectra.verbs.compress.workshop import Progress, Workshop, opened
 
 __all__ = ["compress", "frontier"]
 
+NO_DATA = "no calibration data: plain truncation, layer by layer; expect far more loss than with data"
 FEW_TOKENS = 3.0  # tokens a dimension under which a warning is due
 
 
@@ -58,7 +59,7 @@ def compress(
     if plan is not None:
         plan.must_fit(fingerprint(model.named_parameters()))
     shop, objective = opened(model, options, data, calibration, progress)
-    notes = [*_notes(shop, objective), *prepare(shop)]
+    notes = [*_notes(shop, objective, verb), *prepare(shop)]
     if objective is not None and shop.weighed and options.checked:
         notes += check(shop, objective, progress)
     if plan is not None:
@@ -165,11 +166,10 @@ def frontier(parts: Sequence[Component], measure: Measure, points: int = 40) -> 
         }
 
 
-def _notes(shop: Workshop, objective: Objective | None) -> list[str]:
+def _notes(shop: Workshop, objective: Objective | None, verb: str) -> list[str]:
     notes = []
-    if shop.calibration is None:
-        notes.append("no calibration data: plain truncation, layer by layer; expect far more loss than with data")
-        return notes
+    if shop.calibration is None:  # quantization, which truncates nothing, has its own words for it
+        return [NO_DATA] if verb == "compress" else []
     if objective is not None:
         notes.append(f"what is kept: the model's {objective.name}; pass objective= for something else")
     few = [n for n, moments in shop.calibration.inputs.items()
