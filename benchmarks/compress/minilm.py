@@ -28,6 +28,8 @@ from netspectra.verbs.compress.workshop import Workshop
 CALIBRATION, TEST, TOKENS = 384, 120, 128
 ENCODER = ("encoder.*",)
 KEEP = 0.5
+CHOSEN = "all forms, as the command chooses"
+HALF = 0.2  # of the moments with tokens drawn anew: half of what is usual
 STEPS, RATE = 120, 3e-4  # of healing: what five CPU minutes allow
 
 
@@ -122,39 +124,42 @@ def base(**wanted: Any) -> CompressOptions:
 
 
 def methods(quick: bool = False) -> dict[str, Any]:
-    """Every method with the same share everywhere, then allocated forms, without training; rounding beside them."""
+    """Every method with the same share everywhere, then allocated forms, without training; rounding beside them.
+
+    All of them know the samples' moments alone.
+    """
     model = Model(64, 32) if quick else Model()
     table, known = Table(model), None
     for method in ("two_sided", "plain", "fisher", "asvd", "whitened"):
         with told(method):
             ridge = 1e-4 if method == "whitened" else 0.02
-            options = base(method=method, forms=("factors",), centre=False, shrink_inputs=ridge)
+            options = base(method=method, forms=("factors",), centre=False, shrink_inputs=ridge, spread=0.0)
             _, shop = compress(model.module, options, model.calibration, calibration=known)
             known = shop.calibration
             chosen = even(shop, KEEP, "factors")
             table.add(f"{method}, uniform", chosen, shop.fit(chosen))
     with told("centred"):
-        plan, shop = compress(model.module, base(), model.calibration, calibration=known)
+        plan, shop = compress(model.module, base(spread=0.0), model.calibration, calibration=known)
         for name, chosen in (
             ("two_sided, factors, global", best(shop, "factors")),
             ("two_sided, pivoted, global", best(shop, "pivoted")),
             ("neurons + pivoted attention", best(shop, "neurons", "pivoted")),
-            ("all forms, as the command chooses", list(shop.chosen)),
+            ("all forms", list(shop.chosen)),
         ):
             table.add(name, chosen, shop.fit(chosen))
     return {"rows": table.rows, "rounding": plan.held_out["rounding"], "frontier": list(plan.frontier)}
 
 
 def spread(quick: bool = False) -> dict[str, Any]:
-    """The command's choice where a share of the moments comes from samples with tokens drawn anew; refitted too."""
+    """The command's choice, a share of whose moments comes from samples with tokens drawn anew; refitted too."""
     model = Model(64, 32) if quick else Model()
     table = Table(model)
-    for share in (0.2, 0.4):
-        with told(f"spread {share}"):
+    for name, share in ((f"all forms, spread {HALF}", HALF), (CHOSEN, None)):
+        with told(name):
             plan, shop = compress(model.module, base(spread=share, refit=1), model.calibration)
-            table.add(f"all forms, spread {share}", shop.chosen, shop.fit(shop.chosen))
+            table.add(name, shop.chosen, shop.fit(shop.chosen))
             plan.apply(build(model.source))
-            table.add(f"all forms, spread {share}, refit", shop.chosen, shop.finished or [])
+            table.add(f"{name}, refit", shop.chosen, shop.finished or [])
     return {"rows": table.rows}
 
 

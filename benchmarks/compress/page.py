@@ -97,7 +97,6 @@ def _minilm_marks(data: Data) -> Iterator[list[str]]:
     rows = {row["name"]: row for row in _rows(data)}
     wanted = [
         ("MiniLM 50 %, no training", 0.5, "all forms, as the command chooses"),
-        ("MiniLM 50 %, no training, spread and refit", 0.5, "all forms, spread 0.4, refit"),
         ("MiniLM 50 %, factors only (pivoted storage)", 0.7, "two_sided, pivoted, global"),
     ]
     wanted += [(f"MiniLM 50 %, healed ({data['healing']['cpu_seconds']:.0f} CPU s)", 0.35, name)

@@ -9,9 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import netspectra as ns
+from netspectra.live.tokens import Tokens, tokens_of
 from netspectra.verbs.compress.calibrate import Calibration
+from netspectra.verbs.compress.objective import as_objective
 from netspectra.verbs.compress.options import CompressOptions
-from netspectra.verbs.compress.redrawn import SHARES, SPREAD, Vocabulary, redrawn, vocabulary
+from netspectra.verbs.compress.redrawn import SHARES, SPREAD, redrawn
 from netspectra.verbs.compress.streamed import compress_stream
 from netspectra.verbs.compress.workshop import moments, prepared, taken
 
@@ -66,32 +68,39 @@ def kinds(rows):
     ],
 )
 def test_tokens_are_found_where_an_embedding_reads_them(kind, batch, place):
-    assert vocabulary(reader(kind), batch) == Vocabulary(place, WORDS)
+    assert tokens_of(reader(kind), batch) == Tokens(place, WORDS)
 
 
 def test_no_tokens_in_numbers():
-    assert vocabulary(nn.Linear(4, 2), torch.randn(3, 4)) is None
-    assert vocabulary(nn.Linear(4, 2), {"input": torch.randn(3, 4)}) is None
+    assert tokens_of(nn.Linear(4, 2), torch.randn(3, 4)) is None
+    assert tokens_of(nn.Linear(4, 2), {"input": torch.randn(3, 4)}) is None
+
+
+def test_a_number_for_every_word_is_a_prediction():
+    numbers = nn.Linear(4, 2)
+    assert as_objective(None, reader(), ids(3)).name == "logits"
+    assert as_objective(None, numbers, torch.randn(3, 4)).name == "output"
+    assert as_objective(None, nn.Sequential(reader().words, nn.Linear(8, 9)), ids(3)).name == "output"
 
 
 def test_every_other_sample_is_drawn_anew_a_third_or_all_of_it():
     batches = [ids(200, 1), ids(201, 2)]
     before = [batch.clone() for batch in batches]
-    found = redrawn(batches, Vocabulary(None, 1 << 20), seed=3)
+    found = redrawn(batches, Tokens(None, 1 << 20), seed=3)
     assert [len(batch) for batch in found] == [100, 101]
     assert all(torch.equal(a, b) for a, b in zip(batches, before, strict=True))
     for number, (one, batch) in enumerate(zip(found, batches, strict=True)):
         changed = (one != batch[::2]).double()
         few, whole = changed[number % 2 :: 2].mean(), changed[1 - number % 2 :: 2].mean()
         assert few == pytest.approx(SHARES[0], abs=0.06) and whole > 0.999
-    again = redrawn(batches, Vocabulary(None, 1 << 20), seed=3)
+    again = redrawn(batches, Tokens(None, 1 << 20), seed=3)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
 def test_one_sample_a_batch_changes_too():
     """What begins every sample stays; what stands in a batch of one sample alone is not in every sample."""
     batches = [torch.cat([torch.zeros(1, 1, dtype=torch.int64), ids(1, seed)], 1) for seed in range(6)]
-    found = redrawn(batches, Vocabulary(None, WORDS))
+    found = redrawn(batches, Tokens(None, WORDS))
     assert all(one[0, 0] == 0 for one in found)
     assert not any(torch.equal(a, b) for a, b in zip(found, batches, strict=True))
 

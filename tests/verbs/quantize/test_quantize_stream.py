@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -178,7 +179,8 @@ def test_a_live_recipe_says_what_lies_in_the_file(tmp_path):
     model = made("bert")
     plan, _ = quantize(model, QuantizeOptions(bits=5, group=32, ranks=(0, 4), symmetric=True))
     plan.apply(model)
-    for kind in sorted({*FORMATS} - {"gguf", "torchao"}):
+    kinds = [kind for kind in FORMATS if kind != "gguf" and (kind != "torchao" or find_spec("torchao"))]
+    for kind in kinds:
         emit(model, tmp_path / kind, kind, plan=plan)
         recipe = json.loads((tmp_path / kind / "recipe.json").read_text())
         sites = [decision.site for decision in plan if decision.kind != "left"]

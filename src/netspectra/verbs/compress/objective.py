@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
 from netspectra.live.batches import call, main_output
+from netspectra.live.tokens import tokens_of
 
 __all__ = ["Objective", "as_objective", "masked", "pooled", "token_mask"]
 
@@ -110,21 +111,18 @@ def pooled(hidden: Tensor, batch: Any) -> Tensor:
 def as_objective(wanted: str | Callable[[Any, Any], Tensor] | None, model: nn.Module, batch: Any) -> Objective:
     """The objective a user names, or the one that the model's own output suggests.
 
-    ``logits`` where the output has logits: divergence; ``embedding`` where it has a ``last_hidden_state``: the pooled
-    and normalized sentence embedding; else ``output``: the main tensor itself. A callable (output, batch) -> tensor is
-    taken as it is, with squared differences.
+    ``logits`` where the output has logits, or is, token by token, a number for every word of the embedding that reads
+    the batch: divergence; ``embedding`` where it has a ``last_hidden_state``: the pooled and normalized sentence
+    embedding; else ``output``: the main tensor itself. A callable (output, batch) -> tensor is taken as it is, with
+    squared differences.
 
     Raises:
         InputRefused: an unknown name.
     """
     if callable(wanted):
         return Objective("custom", wanted)
-    with torch.no_grad():
-        output = call(model, batch)
-    has = output if isinstance(output, Mapping) else {}
     if wanted is None:
-        sequence = isinstance(has.get("last_hidden_state"), Tensor) and has["last_hidden_state"].dim() == 3
-        wanted = "logits" if isinstance(has.get("logits"), Tensor) else "embedding" if sequence else "output"
+        wanted = _suggested(model, batch)
     if wanted == "logits":
         return Objective("logits", lambda out, batch: _logits(out, batch), "divergence")
     if wanted == "embedding":
@@ -134,6 +132,18 @@ def as_objective(wanted: str | Callable[[Any, Any], Tensor] | None, model: nn.Mo
     if wanted == "output":
         return Objective("output", lambda out, batch: main_output(out))
     raise InputRefused(f"objective {wanted!r}: there are logits, embedding, hidden, output, or a function")
+
+
+def _suggested(model: nn.Module, batch: Any) -> str:
+    with torch.no_grad():
+        output = call(model, batch)
+    has = output if isinstance(output, Mapping) else {}
+    if isinstance(has.get("logits"), Tensor):
+        return "logits"
+    if isinstance(has.get("last_hidden_state"), Tensor) and has["last_hidden_state"].dim() == 3:
+        return "embedding"
+    words, main = tokens_of(model, batch), main_output(output)
+    return "logits" if words and main.shape == (*words.of(batch).shape, words.size) else "output"
 
 
 def _logits(output: Any, batch: Any) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Site
 from netspectra.live.batches import samples_in, selected
+from netspectra.live.tokens import tokens_of
 from netspectra.live.untouched import untouched
 from netspectra.methods import METHODS
 from netspectra.plan import Cost
@@ -22,7 +23,7 @@ from netspectra.verbs.compress.latency import Clock
 from netspectra.verbs.compress.objective import Objective, as_objective
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.quality import HeldOut
-from netspectra.verbs.compress.redrawn import SPREAD, agreed, redrawn, vocabulary
+from netspectra.verbs.compress.redrawn import SPREAD, agreed, redrawn
 from netspectra.verbs.compress.replace import DENSE, Key, Replacement, fitted, key_of, tried
 from netspectra.verbs.compress.sites import Shrinkage, Sites, find_sites
 from netspectra.weight import Selection
@@ -174,7 +175,7 @@ def prepared(model: nn.Module, options: CompressOptions, data: Any) -> Data:
     batches, held = split(gathered(model, data), options.held_out)
     with untouched(model):
         objective = as_objective(options.objective, model, batches[0])
-    words = vocabulary(model, batches[0]) if options.spread != 0 else None
+    words = tokens_of(model, batches[0]) if options.spread != 0 else None
     if options.spread and words is None:
         raise InputRefused("spread draws tokens anew, but no embedding reads these batches: leave it out")
     return Data(batches, held, redrawn(batches, words, options.seed) if words else [], objective)
