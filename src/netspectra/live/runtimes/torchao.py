@@ -130,7 +130,6 @@ def write_torchao(
     notes = [f"{name}: {reason}" for name, module in modules.items() if (reason := refuses(module))]
     with new_folder(to) as folder:
         notes += go_along(folder, source)
-        beside(folder)
         if corrected := write_adapter(model, folder / FOLDER):
             notes.append(f"corrections of {len(corrected)} layers: {FOLDER}/, to be loaded with PEFT")
         from torchao.core.config import config_to_dict  # pyright: ignore[reportMissingImports]
@@ -140,6 +139,7 @@ def write_torchao(
             _by_transformers(cast(Any, made), config, folder)
         else:
             _plain(made, folder)
+        beside(folder)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Saved(str(to), size, True, 0, tuple(notes))
 
