@@ -187,15 +187,16 @@ def section(found: Mapping[str, Any]) -> str:
 def main(quick: bool = False, names: Sequence[str] = ()) -> None:
     path = HERE / "results.json"
     known = json.loads(path.read_text())["subjects"] if path.exists() and names and not quick else {}
+    known = {name: found for name, found in known.items() if isinstance(found.get("spread"), float)}  # not older ones
     for name in names or SUBJECTS:
         started = time.process_time()
         known[name] = measured(SUBJECTS[name](quick))
         print(f"{name}: {time.process_time() - started:.0f} CPU s", flush=True)
-    text = page({name: known[name] for name in SUBJECTS if name in known})
+        text = page({name: known[name] for name in SUBJECTS if name in known})
+        if not quick:
+            keep(HERE, TITLE, {"subjects": known}, text)
     if quick:
         print(text)
-        return
-    keep(HERE, TITLE, {"subjects": known}, text)
 
 
 if __name__ == "__main__":

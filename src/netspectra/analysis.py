@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from netspectra.record import LEVELS, OperatorSpectrum, Record, Skipped, Value
 from netspectra.runfile import RunFile, skipped_from
 from netspectra.verdicts import judge_among
 from netspectra.version import __version__
-from netspectra.written import write_by_suffix
+from netspectra.written import strict_json, write_by_suffix
 
 if TYPE_CHECKING:
     import pandas
@@ -149,7 +148,7 @@ class Analysis:
 
     def to_json(self) -> str:
         """`to_dict` as text: strict JSON, ASCII, the same bytes for the same findings."""
-        return json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
+        return strict_json(self.to_dict())
 
     def to_csv(self) -> str:
         """One row a weight; a text that a spreadsheet would take for a formula gets an apostrophe in front."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from netspectra.errors import InputRefused
 from netspectra.version import __version__
-from netspectra.written import write_by_suffix
+from netspectra.written import strict_json, write_by_suffix
 
 __all__ = ["Cost", "Decision", "Plan"]
 
@@ -245,7 +245,7 @@ class Plan:
 
     def to_json(self) -> str:
         """`to_dict` as text, for people to edit."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+        return strict_json(self.to_dict(), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

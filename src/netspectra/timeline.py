@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from netspectra.history import History
 from netspectra.record import Record
 from netspectra.runfile import RunFile
 from netspectra.version import __version__
-from netspectra.written import write_by_suffix
+from netspectra.written import strict_json, write_by_suffix
 
 __all__ = ["Timeline", "is_monitor"]
 
@@ -159,7 +158,7 @@ class Timeline:
 
     def to_json(self) -> str:
         """`to_dict` as text: strict JSON, ASCII."""
-        return json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
+        return strict_json(self.to_dict())
 
     def to_csv(self) -> str:
         """One row a weight and look; what was not looked for is empty."""

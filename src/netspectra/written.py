@@ -1,24 +1,25 @@
-"""How results are written: whole or not at all, in the format that the suffix names; and tables as text."""
+"""How results are written: whole or not at all, in the format that the suffix names; JSON and tables as text."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from netspectra.errors import EnvironmentFailure, InputRefused
 
-__all__ = ["columns", "write_atomically", "write_by_suffix"]
+__all__ = ["columns", "strict_json", "write_atomically", "write_by_suffix"]
 
 
-def write_by_suffix(path: str | Path, writers: Mapping[str, Callable[[], str]], otherwise: str = "") -> None:
+def write_by_suffix(path: str | Path, writers: Mapping[str, Callable[[], str]]) -> None:
     """Write what the suffix of ``path`` asks for, atomically.
 
     Args:
         path: where to.
         writers: by suffix, what gives the text.
-        otherwise: what to say of another suffix.
 
     Raises:
         InputRefused: another suffix.
@@ -26,8 +27,8 @@ def write_by_suffix(path: str | Path, writers: Mapping[str, Callable[[], str]], 
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
         *others, last = writers
-        known = f"cannot tell the format from {suffix!r}; there are {', '.join(others)} and {last}"
-        raise InputRefused(f"{path}: {otherwise or known}")
+        known = f"there are {', '.join(others)} and {last}" if others else f"it is written as {last}"
+        raise InputRefused(f"{path}: cannot tell the format from {suffix!r}; {known}")
     write_atomically(path, writers[suffix]())
 
 
@@ -49,6 +50,19 @@ def write_atomically(path: str | Path, text: str | bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
     except OSError as wrong:
         raise EnvironmentFailure(f"{path}: cannot be written: {wrong.strerror}") from None
+
+
+def strict_json(data: Any, *, indent: int | None = None) -> str:
+    """JSON that every parser reads: ASCII, no NaN or infinity, a newline at the end; the same bytes for the same data.
+
+    Raises:
+        ValueError: a number is not finite.
+
+    >>> strict_json({"name": "\u03c3", "value": None})
+    '{"name":"\\\\u03c3","value":null}\\n'
+    """
+    separators = (",", ":") if indent is None else None
+    return json.dumps(data, indent=indent, ensure_ascii=True, allow_nan=False, separators=separators) + "\n"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

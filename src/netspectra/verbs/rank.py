@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from netspectra.errors import InputRefused
 from netspectra.metrics import METRICS, chosen
 from netspectra.record import Record
 from netspectra.runfile import RunFile
-from netspectra.written import columns, write_by_suffix
+from netspectra.written import columns, strict_json, write_by_suffix
 
 __all__ = ["CAUTION", "RANKED", "RankedMetric", "Ranking", "rank"]
 
@@ -100,8 +99,8 @@ class Ranking:
 
     def save(self, path: str | Path) -> None:
         """Write it to a ``.json`` file; never half a file."""
-        text = json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False) + "\n"
-        write_by_suffix(path, {".json": lambda: text}, "a ranking is written as .json")
+        text = strict_json(self.to_dict())
+        write_by_suffix(path, {".json": lambda: text})
 
     def __str__(self) -> str:
         """Show a table: for each metric the value of each candidate with its rank, and how sure the order is."""

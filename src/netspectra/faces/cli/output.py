@@ -60,6 +60,6 @@ def write(target: str, text: str) -> None:
 
 def write_json(target: str, data: object) -> None:
     """Write data as strict JSON."""
-    import json
+    from netspectra.written import strict_json
 
-    write(target, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write(target, strict_json(data, indent=1))

@@ -19,7 +19,7 @@ from netspectra.verbs.compare.lineage import Vector
 from netspectra.verbs.compare.matching import Pair
 from netspectra.verbs.rank import Ranking
 from netspectra.weight import Source, Weight
-from netspectra.written import columns, write_by_suffix
+from netspectra.written import columns, strict_json, write_by_suffix
 
 if TYPE_CHECKING:
     from netspectra.verbs.lora import Extraction, LoraOptions
@@ -205,7 +205,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
+        return strict_json(self.to_dict())
 
     def to_csv(self) -> str:
         """One row a pair of weights."""
@@ -231,7 +231,7 @@ class Comparison:
             InputRefused: another suffix.
         """
         writers = {".json": self.to_json, ".csv": self.to_csv, ".html": self.to_html}
-        write_by_suffix(path, writers, "a comparison is written as .json, .csv or .html")
+        write_by_suffix(path, writers)
 
     def __repr__(self) -> str:
         """Say it in one line."""

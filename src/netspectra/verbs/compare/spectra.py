@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from netspectra.errors import InputRefused
 from netspectra.record import Record, Value
 from netspectra.verbs.compare.delta import number
 from netspectra.verbs.rank import RANKED, Ranking, rank
-from netspectra.written import write_by_suffix
+from netspectra.written import strict_json, write_by_suffix
 
 __all__ = ["SpectraComparison", "SpectraDelta", "compare_spectra"]
 
@@ -96,11 +95,11 @@ class SpectraComparison:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
+        return strict_json(self.to_dict())
 
     def save(self, path: str | Path) -> None:
         """Write ``.json``; never half a file."""
-        write_by_suffix(path, {".json": self.to_json}, "a comparison of spectra is written as .json")
+        write_by_suffix(path, {".json": self.to_json})
 
     def __str__(self) -> str:
         """Show the weights whose spectra moved most."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import html
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from netspectra.verbs.distill.stream import narrower
 from netspectra.verbs.distill.student import best_layers, initial_state, shallower, share_of, shrunk_copy, stacks
 from netspectra.verbs.distill.training import matched, train
 from netspectra.verbs.distill.widths import Width
-from netspectra.written import columns, write_by_suffix
+from netspectra.written import columns, strict_json, write_by_suffix
 
 __all__ = ["Distillation", "Expressivity", "Likeness", "Width"]
 
@@ -70,7 +69,7 @@ class Expressivity:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return _json(self.to_dict())
+        return strict_json(self.to_dict())
 
     def to_html(self) -> str:
         """A self-contained page."""
@@ -78,7 +77,7 @@ class Expressivity:
 
     def save(self, path: str | Path) -> None:
         """Write ``.json`` or ``.html``; never half a file."""
-        _save(path, {".json": self.to_json, ".html": self.to_html})
+        write_by_suffix(path, {".json": self.to_json, ".html": self.to_html})
 
     def __repr__(self) -> str:
         """Say it in one line."""
@@ -257,7 +256,7 @@ class Distillation:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return _json(self.to_dict())
+        return strict_json(self.to_dict())
 
     def to_html(self) -> str:
         """A self-contained page."""
@@ -265,7 +264,7 @@ class Distillation:
 
     def save(self, path: str | Path) -> None:
         """Write ``.json`` or ``.html``; never half a file."""
-        _save(path, {".json": self.to_json, ".html": self.to_html})
+        write_by_suffix(path, {".json": self.to_json, ".html": self.to_html})
 
     def __repr__(self) -> str:
         """Say it in one line."""
@@ -298,14 +297,6 @@ class Distillation:
     def _repr_html_(self) -> str:
         """Show the tables in notebooks."""
         return f"<pre>{html.escape(str(self))}</pre>"
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def _save(path: str | Path, writers: Mapping[str, Callable[[], str]]) -> None:
-    write_by_suffix(path, writers, f"is written as {' or '.join(writers)}")
 
 
 def _short(value: Any) -> str:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from netspectra.record import Verdict
 from netspectra.report.drift_page import render_drift
-from netspectra.written import columns, write_by_suffix
+from netspectra.written import columns, strict_json, write_by_suffix
 
 if TYPE_CHECKING:
     from netspectra.verbs.drift.sequential import Evidence
 
-__all__ = ["ColumnShift", "DirectionShift", "LayerDrift", "StatisticDrift", "WindowDrift", "drift_page", "exported"]
+__all__ = ["ColumnShift", "DirectionShift", "LayerDrift", "StatisticDrift", "WindowDrift", "drift_page"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class WindowDrift:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), allow_nan=False, indent=1) + "\n"
+        return strict_json(self.to_dict(), indent=1)
 
     def to_html(self) -> str:
         """A self-contained page: which layer, which directions, how much."""
@@ -168,7 +168,7 @@ class WindowDrift:
         Raises:
             InputRefused: another suffix.
         """
-        exported(path, {".json": self.to_json, ".html": self.to_html})
+        write_by_suffix(path, {".json": self.to_json, ".html": self.to_html})
 
     def __str__(self) -> str:
         """Show the verdict, the layers and the directions that moved."""
@@ -206,8 +206,3 @@ def drift_page(windows: Sequence[WindowDrift], stream: Sequence[Evidence] = ()) 
 
 def _columns(d: DirectionShift) -> str:
     return ", ".join(f"{name} {weight:+.2f}" for name, weight in d.columns[:3])
-
-
-def exported(path: str | Path, writers: dict[str, Any]) -> None:
-    """Write by suffix, or refuse."""
-    write_by_suffix(path, writers, f"this is written as {' or '.join(writers)}")

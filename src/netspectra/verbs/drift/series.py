@@ -17,7 +17,7 @@ from netspectra.errors import InputRefused
 from netspectra.record import Record, Verdict
 from netspectra.report.series_page import render_series
 from netspectra.verbs.drift.permutation import combined, ranked
-from netspectra.verbs.drift.result import exported
+from netspectra.written import strict_json, write_by_suffix
 
 __all__ = ["FEATURES", "Change", "Series", "WeightChange", "series"]
 
@@ -105,7 +105,7 @@ class Series:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), allow_nan=False, indent=1) + "\n"
+        return strict_json(self.to_dict(), indent=1)
 
     def to_html(self) -> str:
         """A self-contained page: every metric over the checkpoints, and where it changed."""
@@ -113,7 +113,7 @@ class Series:
 
     def save(self, path: str | Path) -> None:
         """Write ``.json`` or ``.html``."""
-        exported(path, {".json": self.to_json, ".html": self.to_html})
+        write_by_suffix(path, {".json": self.to_json, ".html": self.to_html})
 
     def __str__(self) -> str:
         """Show the verdict and what changed most."""

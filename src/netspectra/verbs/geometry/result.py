@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from netspectra.errors import InputRefused
 from netspectra.version import __version__
-from netspectra.written import write_atomically
+from netspectra.written import strict_json, write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -102,7 +101,7 @@ class Geometry:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":")) + "\n"
+        return strict_json(self.to_dict())
 
     def to_html(self) -> str:
         """The interactive page as text: complete in itself, it loads nothing."""

@@ -17,7 +17,7 @@ import numpy as np
 from netspectra.linalg.discovery import simes
 from netspectra.report.interpretation_page import render_interpretation
 from netspectra.verbs.interpret.circuits import KINDS, Kind
-from netspectra.written import write_by_suffix
+from netspectra.written import strict_json, write_by_suffix
 
 __all__ = ["RELIABLE", "Direction", "Interpretation", "TokenList"]
 
@@ -232,7 +232,7 @@ class Interpretation:
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
+        return strict_json(self.to_dict())
 
     def to_csv(self) -> str:
         """One row a token list."""
@@ -260,7 +260,7 @@ class Interpretation:
             InputRefused: another suffix.
         """
         writers = {".json": self.to_json, ".csv": self.to_csv, ".html": self.to_html}
-        write_by_suffix(path, writers, "an interpretation is written as .json, .csv or .html")
+        write_by_suffix(path, writers)
 
     def __repr__(self) -> str:
         """Say it in one line."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from netspectra.live.runtimes import coded_modules, decoded
 from netspectra.live.saved import Saved, save
 from netspectra.plan import Plan
 from netspectra.weight import Source
+from netspectra.written import strict_json
 
 __all__ = ["FORMATS", "emit", "recipe", "write_recipe"]
 
@@ -88,7 +88,7 @@ def write_recipe(folder: Path, specs: Mapping[str, Spec], plan: Plan) -> None:
         specs: of the quantized layers, by name.
         plan: what was decided.
     """
-    text = json.dumps(recipe(specs, plan), indent=1, allow_nan=False) + "\n"
+    text = strict_json(recipe(specs, plan), indent=1)
     (folder / RECIPE).write_text(text, encoding="utf-8")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from netspectra.record import Value, Verdict
 from netspectra.verbs.train.rules import BlockFinding, score
 from netspectra.verbs.train.spectra import JacobianSpectrum
 from netspectra.version import __version__
-from netspectra.written import write_by_suffix
+from netspectra.written import strict_json, write_by_suffix
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -110,7 +109,7 @@ class Trainability:
 
     def to_json(self) -> str:
         """`to_dict` as text, strict JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False, indent=1) + "\n"
+        return strict_json(self.to_dict(), indent=1)
 
     def to_html(self) -> str:
         """One page with verdicts, picture and table, self-contained."""

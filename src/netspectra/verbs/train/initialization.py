@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from netspectra.verbs.train.findings import Trainability, number, save, told
 from netspectra.version import __version__
+from netspectra.written import strict_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -85,7 +85,7 @@ class Initialization:
 
     def to_json(self) -> str:
         """`to_dict` as text, strict JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False, indent=1) + "\n"
+        return strict_json(self.to_dict(), indent=1)
 
     def to_html(self) -> str:
         """One page with both pictures in one, self-contained."""
