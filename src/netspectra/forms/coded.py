@@ -32,7 +32,7 @@ class CodedModule(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(self, shape: tuple[int, ...], spec: Spec, bias: bool, dtype: torch.dtype, device: Any) -> None:
-        """Uninitialised; ``shape``: of the original weight as it is stored; ``dtype``: of it, where the spec has none."""
+        """Uninitialised; ``shape`` and ``dtype`` are the stored weight's; of the dtype the spec knows better."""
         super().__init__()
         dtype = getattr(torch, spec["weight"]) if "weight" in spec else dtype
         rows, columns = shape[0], int(np.prod(shape[1:]))

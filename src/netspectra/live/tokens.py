@@ -120,7 +120,7 @@ def _looked_up(table: nn.Embedding, x: Tensor, y: Tensor) -> bool:
 
 def _special(model: nn.Module) -> tuple[int, ...]:
     """Numbers of tokens in a transformers config and those within it, by the names they are given there."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     found: set[int] = set()
 
     def look(data: Any) -> None:

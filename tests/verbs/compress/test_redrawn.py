@@ -90,7 +90,7 @@ class Handed(Reader):
 class Translator(nn.Module):
     """Reads two texts with one table."""
 
-    class config:  # noqa: N801 - what transformers calls it
+    class config:
         @staticmethod
         def to_dict():
             return {"pad_token_id": 0, "eos_token_id": [2, 3], "vision": {"image_token_index": 4}, "n_tokens": 5}
