@@ -90,7 +90,7 @@ def even(shop: Workshop, keep: float, *names: str) -> list[Option]:
 
 def best(shop: Workshop, *names: str) -> list[Option]:
     few = only(shop, forms(*names))
-    return allocate(few.parts, budget_of(few))
+    return allocate(few.parts, budget_of(few.options, few.parts))
 
 
 @contextmanager
