@@ -25,14 +25,14 @@ needs_compressed = pytest.mark.skipif(find_spec("compressed_tensors") is None, r
 IDS = torch.arange(20)[None] % 96
 
 
-def llama(seed: int = 0, tie: bool = False):
+def llama(seed: int = 0, tie: bool = False, dtype: torch.dtype = torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = transformers.LlamaConfig(
             vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tie,
         )  # fmt: skip
-        return transformers.LlamaForCausalLM(config).eval()
+        return transformers.LlamaForCausalLM._from_config(config, dtype=dtype).eval()  # positions stay in float32
 
 
 def texts(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -109,6 +109,18 @@ def test_our_own_folder_loads_again(tmp_path):
     emit(model, tmp_path / "m", plan=plan)
     assert torch.equal(logits(ns.load(tmp_path / "m")), logits(model))
     assert (tmp_path / "m" / "recipe.json").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_our_own_folder_loads_in_the_dtype_it_had(tmp_path, dtype):
+    """Embeddings included: what they give sets the dtype of all that follows."""
+    model, plan = quantized(llama(dtype=dtype), [texts(i) for i in range(2)], bits=4.5, ranks=(0, 8))
+    assert "model.embed_tokens" in coded_modules(model)
+    emit(model, tmp_path / "m", plan=plan)
+    again = ns.load(tmp_path / "m")
+    assert logits(again).dtype == dtype and torch.equal(logits(again), logits(model))
+    given = ns.load(tmp_path / "m", llama(seed=1))  # whose numbers do not matter, nor their dtype
+    assert torch.equal(logits(given), logits(model))
 
 
 def test_unknown_formats_are_refused(tmp_path):

@@ -32,8 +32,9 @@ class CodedModule(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(self, shape: tuple[int, ...], spec: Spec, bias: bool, dtype: torch.dtype, device: Any) -> None:
-        """Uninitialised; ``shape`` is that of the original weight as it is stored."""
+        """Uninitialised; ``shape`` and ``dtype`` are the stored weight's; of the dtype the spec knows better."""
         super().__init__()
+        dtype = getattr(torch, spec["weight"]) if "weight" in spec else dtype
         rows, columns = shape[0], int(np.prod(shape[1:]))
         self.shape, self.dtype, self.columns = tuple(shape), dtype, columns
         self.bits, self.rank = int(spec["bits"]), int(spec.get("rank", 0))

@@ -145,11 +145,13 @@ class Halves:
 
 
 def _laid_out(site: Site) -> Spec:
-    """What the shape of the codes does not say of that of the weight, for those who read the folder without a model."""
+    """What the codes do not say of the weight: its dtype, for a model that is built anew; and what their shape leaves
+    open, for those who read the folder without a model."""
     module = site.member.module
-    shape = cast(Tensor, module.weight).shape
-    kernel = {"kernel": list(shape[1:])} if len(shape) > 2 else {}
-    return kernel | ({"turned": True} if is_conv1d(module) else {})
+    weight = cast(Tensor, module.weight)
+    kernel = {"kernel": list(weight.shape[1:])} if weight.dim() > 2 else {}
+    dtype = {"weight": str(weight.dtype).removeprefix("torch.")}
+    return dtype | kernel | ({"turned": True} if is_conv1d(module) else {})
 
 
 def _refuses(site: Site) -> str:

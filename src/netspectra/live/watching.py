@@ -23,12 +23,12 @@ def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tenso
     """
 
     def hook(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            see(name, args[0], output)
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            see(name, args[0] if args else next(iter(kwargs.values())), output)
 
         return look
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
         yield
     finally:

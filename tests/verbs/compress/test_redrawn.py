@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import netspectra as ns
-from netspectra.live.tokens import Tokens, tokens_of
+from netspectra.live.tokens import Tokens, all_tokens_of, tokens_of
 from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.objective import as_objective
 from netspectra.verbs.compress.options import CompressOptions
@@ -71,6 +71,77 @@ def test_tokens_are_found_where_an_embedding_reads_them(kind, batch, place):
     assert tokens_of(reader(kind), batch) == Tokens(place, WORDS)
 
 
+class Places(nn.Embedding):
+    """As several models have it: handed the tokens, for their number."""
+
+    def forward(self, ids):
+        return super().forward(torch.arange(ids.shape[1]).expand_as(ids))
+
+
+class Handed(Reader):
+    def __init__(self):
+        super().__init__()
+        self.places = Places(LENGTH, 8)
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.body(self.words(input=ids) + self.places(ids))))
+
+
+class Translator(nn.Module):
+    """Reads two texts with one table."""
+
+    class config:
+        @staticmethod
+        def to_dict():
+            return {"pad_token_id": 0, "eos_token_id": [2, 3], "vision": {"image_token_index": 4}, "n_tokens": 5}
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.kinds = nn.Embedding(WORDS, 8), nn.Embedding(2, 8)
+        self.head = nn.Linear(8, WORDS)
+
+    def forward(self, input_ids, decoder_input_ids, token_type_ids):
+        x = (self.shared(input_ids) * 2 + self.kinds(token_type_ids)).mean(1, keepdim=True)
+        return self.head(x + self.shared(decoder_input_ids))
+
+
+def test_an_embedding_of_places_that_is_handed_the_tokens_reads_none():
+    """Whisper's, for one: its table is far smaller than the tokens' numbers."""
+    assert tokens_of(reader(Handed), ids(3)) == Tokens(None, WORDS)
+    assert ns.compress(reader(Handed), keep=0.6, calibration=[ids(16, 1), ids(16, 2)]).options["spread"] == SPREAD
+
+
+def test_what_a_decoder_reads_is_drawn_anew_and_special_tokens_are_not():
+    model = reader(Translator)
+    batch = {"input_ids": ids(40, 1), "decoder_input_ids": ids(40, 2), "token_type_ids": kinds(40)}
+    batch["input_ids"][:, -1], batch["decoder_input_ids"][::3, 0] = 7, 4
+    words = all_tokens_of(model, batch)
+    assert [one.place for one in words] == ["input_ids", "decoder_input_ids"]
+    assert words[0] == Tokens("input_ids", WORDS, (0, 2, 3, 4))
+    (found,) = redrawn([batch], words)
+    assert torch.equal(found["token_type_ids"], kinds(20))
+    for name in ("input_ids", "decoder_input_ids"):
+        old, new = batch[name][::2], found[name]
+        assert 0.4 < float((old != new).double().mean()) < 0.8
+        for special in (0, 2, 3, 4):
+            assert torch.equal(old == special, new == special)
+    assert torch.equal(found["input_ids"] == 7, batch["input_ids"][::2] == 7)  # it ends every sample, once
+
+
+def test_a_model_that_counts_its_end_tokens_is_calibrated():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=16, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, num_labels=3,
+    )  # fmt: skip
+    model = reader(lambda: transformers.BartForSequenceClassification(config).eval())
+    texts = torch.randint(3, 40, (24, 10), generator=torch.Generator().manual_seed(0))
+    texts[:, -1] = 2
+    plan = ns.compress(model, keep=0.9, calibration=[{"input_ids": texts}], include=("*fc1*",))
+    assert plan.options["spread"] == SPREAD
+
+
 def test_no_tokens_in_numbers():
     assert tokens_of(nn.Linear(4, 2), torch.randn(3, 4)) is None
     assert tokens_of(nn.Linear(4, 2), {"input": torch.randn(3, 4)}) is None
@@ -86,21 +157,21 @@ def test_a_number_for_every_word_is_a_prediction():
 def test_every_other_sample_is_drawn_anew_a_third_or_all_of_it():
     batches = [ids(200, 1), ids(201, 2)]
     before = [batch.clone() for batch in batches]
-    found = redrawn(batches, Tokens(None, 1 << 20), seed=3)
+    found = redrawn(batches, [Tokens(None, 1 << 20)], seed=3)
     assert [len(batch) for batch in found] == [100, 101]
     assert all(torch.equal(a, b) for a, b in zip(batches, before, strict=True))
     for number, (one, batch) in enumerate(zip(found, batches, strict=True)):
         changed = (one != batch[::2]).double()
         few, whole = changed[number % 2 :: 2].mean(), changed[1 - number % 2 :: 2].mean()
         assert few == pytest.approx(SHARES[0], abs=0.06) and whole > 0.999
-    again = redrawn(batches, Tokens(None, 1 << 20), seed=3)
+    again = redrawn(batches, [Tokens(None, 1 << 20)], seed=3)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
 def test_one_sample_a_batch_changes_too():
     """What begins every sample stays; what stands in a batch of one sample alone is not in every sample."""
     batches = [torch.cat([torch.zeros(1, 1, dtype=torch.int64), ids(1, seed)], 1) for seed in range(6)]
-    found = redrawn(batches, Tokens(None, WORDS))
+    found = redrawn(batches, [Tokens(None, WORDS)])
     assert all(one[0, 0] == 0 for one in found)
     assert not any(torch.equal(a, b) for a, b in zip(found, batches, strict=True))
 

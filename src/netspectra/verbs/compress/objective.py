@@ -17,6 +17,8 @@ from netspectra.live.tokens import tokens_of
 __all__ = ["Objective", "as_objective", "masked", "pooled", "token_mask"]
 
 Kind = Literal["squared", "divergence"]
+SPAN = ("start_logits", "end_logits")  # over the places of a text, as transformers' question answering has them
+NO_CHOICE = ("regression", "multi_label_classification")  # values of ``problem_type`` that no softmax goes with
 ROWS = 128  # of logits in float64 at once: vocabularies are long
 
 
@@ -111,13 +113,14 @@ def pooled(hidden: Tensor, batch: Any) -> Tensor:
 def as_objective(wanted: str | Callable[[Any, Any], Tensor] | None, model: nn.Module, batch: Any) -> Objective:
     """The objective a user names, or the one that the model's own output suggests.
 
-    ``logits`` where the output has logits, or is, token by token, a number for every word of the embedding that reads
-    the batch: divergence; ``embedding`` where it has a ``last_hidden_state``: the pooled and normalized sentence
-    embedding; else ``output``: the main tensor itself. A callable (output, batch) -> tensor is taken as it is, with
-    squared differences.
+    ``logits`` where the output has logits of several classes, of the begin and end of an answer, or is, token by token,
+    a number for every word of the embedding that reads the batch: divergence; ``embedding`` where it has a
+    ``last_hidden_state``: the pooled and normalized sentence embedding; else ``output``: the main tensor itself, as
+    with one logit, whose softmax is always 1, or logits that a config calls a regression or several labels. A callable
+    (output, batch) -> tensor is taken as it is, with squared differences.
 
     Raises:
-        InputRefused: an unknown name.
+        InputRefused: an unknown name; logits of a single class.
     """
     if callable(wanted):
         return Objective("custom", wanted)
@@ -138,7 +141,11 @@ def _suggested(model: nn.Module, batch: Any) -> str:
     with torch.no_grad():
         output = call(model, batch)
     has = output if isinstance(output, Mapping) else {}
-    if isinstance(has.get("logits"), Tensor):
+    if isinstance(logits := has.get("logits"), Tensor):
+        kind = getattr(getattr(model, "config", None), "problem_type", None)
+        chosen = logits.dim() in (2, 3) and logits.shape[-1] > 1 and kind not in NO_CHOICE
+        return "logits" if chosen else "output"
+    if all(isinstance(has.get(name), Tensor) for name in SPAN):
         return "logits"
     if isinstance(has.get("last_hidden_state"), Tensor) and has["last_hidden_state"].dim() == 3:
         return "embedding"
@@ -147,5 +154,9 @@ def _suggested(model: nn.Module, batch: Any) -> str:
 
 
 def _logits(output: Any, batch: Any) -> Tensor:
+    if isinstance(output, Mapping) and all(isinstance(output.get(name), Tensor) for name in SPAN):
+        return torch.cat([output[name] for name in SPAN])
     logits = main_output(output)
+    if logits.shape[-1] < 2:
+        raise InputRefused("logits of one class: its softmax is always 1; keep the output itself (objective output)")
     return masked(logits, batch) if logits.dim() == 3 else logits

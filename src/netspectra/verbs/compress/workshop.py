@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Site
 from netspectra.live.batches import samples_in, selected
-from netspectra.live.tokens import tokens_of
+from netspectra.live.tokens import all_tokens_of
 from netspectra.live.untouched import untouched
 from netspectra.methods import METHODS
 from netspectra.plan import Cost
@@ -175,8 +175,8 @@ def prepared(model: nn.Module, options: CompressOptions, data: Any) -> Data:
     batches, held = split(gathered(model, data), options.held_out)
     with untouched(model):
         objective = as_objective(options.objective, model, batches[0])
-    words = tokens_of(model, batches[0]) if options.spread != 0 else None
-    if options.spread and words is None:
+    words = all_tokens_of(model, batches[0]) if options.spread != 0 else ()
+    if options.spread and not words:
         raise InputRefused("spread draws tokens anew, but no embedding reads these batches: leave it out")
     return Data(batches, held, redrawn(batches, words, options.seed) if words else [], objective)
 
