@@ -103,7 +103,7 @@ def made(stored: Stored, coding: Coding, grids: Sequence[Grid], ranks: Sequence[
         ranks: of the corrections that are weighed; 0 among them.
         positions: rows that the layer sees of a sample.
 
-    Cost: one rounding for all grids, one eigenproblem of the smaller side for each; again for each rank with which
+    Cost: one rounding for all grids, one `leading` for each; again for each rank with which
     codes and correction are made for one another.
     """
     coded = _coded(stored, grids, coding)
