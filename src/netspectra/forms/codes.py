@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netspectra.forms import Site
 from netspectra.linalg.rounding import Coded, Grid, compensated, nearest
-from netspectra.linalg.weighted import leading
+from netspectra.linalg.weighted import leading, weighed
 from netspectra.methods import METHODS
 
 __all__ = ["BITS", "Coding", "Found", "Stored", "corrected", "made"]
@@ -103,7 +103,7 @@ def made(stored: Stored, coding: Coding, grids: Sequence[Grid], ranks: Sequence[
         ranks: of the corrections that are weighed; 0 among them.
         positions: rows that the layer sees of a sample.
 
-    Cost: one rounding for all grids, one eigenproblem of the smaller side for each; again for each rank with which
+    Cost: one rounding for all grids, one `leading` for each; again for each rank with which
     codes and correction are made for one another.
     """
     coded = _coded(stored, grids, coding)
@@ -183,14 +183,14 @@ def corrected(stored: Stored, coded: Coded | Tensor, coding: Coding, rank: int, 
     error = stored.W - numbers
     A, G = stored.columns, stored.rows
     if A is not None and A.dim() == 3:
-        whole = sum(_weighed(e, a, None if G is None else g) for e, a, g in zip(
+        whole = sum(weighed(e, a, None if G is None else g) for e, a, g in zip(
             error.chunk(len(A)), A, _blocks(G, len(A)), strict=True))  # fmt: skip
         empty = error.new_zeros
         return Found(coded, empty((len(error), 0)), empty((0, error.shape[1])), {0: whole * positions})
     if not rank:
         empty = error.new_zeros
         return Found(coded, empty((len(error), 0)), empty((0, error.shape[1])),
-                      {0: _weighed(error, A, G) * positions})  # fmt: skip
+                      {0: weighed(error, A, G) * positions})  # fmt: skip
     if coding.weighed:
         mean = stored.mean if A is not None and A.dim() == 2 else None
         about = A if A is None or mean is None else torch.addr(A, mean, mean)
@@ -198,22 +198,15 @@ def corrected(stored: Stored, coded: Coded | Tensor, coding: Coding, rank: int, 
         losses = {r: (whole - float(s[:r].sum())) * positions for r in range(rank + 1)}
         if mean is not None:
             taken = torch.cat([(error @ mean)[:, None], -left * (right @ mean)], 1).cumsum(1)  # by rank: error of mean
-            weighed = taken if G is None else G[:, None] * taken if G.dim() == 1 else G @ taken
-            folded = (taken * weighed).sum(0)
+            worth = taken if G is None else G[:, None] * taken if G.dim() == 1 else G @ taken
+            folded = (taken * worth).sum(0)
             losses = {r: loss - float(folded[r]) * positions for r, loss in losses.items()}
         return Found(coded, left, right, {r: max(loss, 0.0) for r, loss in losses.items()})
     left, right, _, _ = leading(error, None, None, rank)
     losses = {
-        r: _weighed(error - left[:, :r] @ right[:r], A, G) * positions for r in {0, *coding.ranks} if r <= rank
+        r: weighed(error - left[:, :r] @ right[:r], A, G) * positions for r in {0, *coding.ranks} if r <= rank
     }  # fmt: skip
     return Found(coded, left, right, losses)
-
-
-def _weighed(E: Tensor, A: Tensor | None, G: Tensor | None) -> float:
-    """tr(G E A E^T)."""
-    EA = E if A is None else E * A if A.dim() == 1 else E @ A
-    GE = E if G is None else G[:, None] * E if G.dim() == 1 else G @ E
-    return float((GE * EA).sum())
 
 
 def _blocks(G: Tensor | None, count: int) -> list[Tensor]:

@@ -64,8 +64,9 @@ def quantize_stream(
     errors; without, every layer gets the same share, rounded to the nearest. For compressed-tensors only layers that
     it packs are decided on; of a given plan the others are decoded. Nothing is checked along the network or
     on held-out samples, as no network runs. Peak memory: 100 bytes an entry of the largest selected matrix (56 without
-    corrections), 40 an entry of its inputs' second moment and 16 of its gradients'. Time: a correction takes an
-    eigenproblem of the smaller side for every number of bits; leave them out (``ranks=(0,)``) where sides are large.
+    corrections), 40 an entry of its inputs' second moment and 16 of its gradients'. Time: corrections take
+    two or three products of the size of the layer's moments more for every number of bits, and below a smaller side of
+    2048 an eigenproblem of that side; ``ranks=(0,)`` leaves them out.
 
     Args:
         source: an opened checkpoint of plain numbers, under the live model's names.
