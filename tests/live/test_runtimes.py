@@ -297,6 +297,46 @@ def test_gguf_is_read_by_its_library_and_by_ours(tmp_path):
     assert all(line.startswith("--tensor-type blk\\.") for line in lines)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gguf_holds_a_table_of_tokens_of_its_own(tmp_path, dtype):
+    """Untied, it is quantized as any matrix; what is not quantized keeps its numbers if they are bfloat16."""
+    gguf = pytest.importorskip("gguf")
+    options = {"symmetric": True, "levels": (8, 5, 4), "group": 32, "ranks": (0,), "exclude": ("*o_proj*",)}
+    model, plan = quantized(llama(dtype=dtype), [texts(0)], bits=6.0, scales="float16", **options)
+    emit(model, tmp_path / "m", "gguf", plan=plan)
+    kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "m" / "model.gguf").tensors}
+    assert kinds["token_embd.weight"][0] == kinds["output.weight"][0] == "Q"
+    assert kinds["blk.0.attn_output.weight"] in ("F16", "BF16")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", gguf_file="model.gguf")
+    table = model.get_submodule("model.embed_tokens")
+    assert torch.equal(theirs.get_input_embeddings().weight, table.rounded(torch.float32))
+    again = ns.load(tmp_path / "m")
+    assert torch.equal(again.get_input_embeddings().weight.float(), table.rounded(torch.float32))
+    if dtype is torch.bfloat16:
+        dense = [one.model.layers[1].self_attn.o_proj.weight for one in (model, theirs, again)]
+        assert torch.equal(dense[0].float(), dense[1]) and torch.equal(dense[0].float(), dense[2].float())
+        with pytest.raises(InputRefused, match="scales are no float16"):
+            emit(quantized(llama(dtype=dtype), [texts(0)], bits=6.0, **options)[0], tmp_path / "n", "gguf")
+        with pytest.raises(InputRefused, match=r"in which torchao has them|pip install torchao"):
+            emit(model, tmp_path / "n", "torchao")
+    torch.testing.assert_close(logits(theirs), logits(model).float(), rtol=0.05, atol=0.02)
+
+
+def test_gguf_decodes_a_table_of_positions(tmp_path):
+    pytest.importorskip("gguf")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=4, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config).eval()
+    options = {"symmetric": True, "levels": (8, 5, 4), "group": 32, "ranks": (0,)}
+    model, plan = quantized(model, [texts(0)], bits=6.0, **options)
+    saved = emit(model, tmp_path / "m", "gguf", plan=plan)
+    assert "transformer.wpe: a table of positions; decoded, float32" in saved.notes
+    again = ns.load(tmp_path / "m")
+    for name, module in coded_modules(model).items():
+        assert torch.equal(again.get_submodule(name).weight.float(), module.weight.detach())
+
+
 def test_gguf_refuses_what_it_cannot_hold(tmp_path):
     pytest.importorskip("gguf")
     model, plan = small(levels=(4, 3), group=64)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from netspectra.checkpoint import new_folder
+from netspectra.errors import InputRefused
 from netspectra.forms.coded import CodedConvolution, CodedLinear, CodedModule, stock
 from netspectra.live.build import hushed, quiet_transformers
 from netspectra.live.runtimes import coded_modules, decoded, lacking
@@ -25,7 +26,7 @@ from netspectra.live.saved import Saved, go_along
 from netspectra.live.stock import is_transformers
 from netspectra.weight import Source
 
-__all__ = ["as_torchao", "torchao_config", "write_torchao"]
+__all__ = ["as_torchao", "needed", "torchao_config", "write_torchao"]
 
 CONFIG = "torchao_config.json"
 
@@ -55,12 +56,13 @@ def as_torchao(model: nn.Module) -> nn.Module:
     Raises:
         InputRefused: torchao is not installed, or nothing is quantized.
     """
-    _needed()
+    needed()
     with hushed():
         return decoded(model, lambda name, module: _layer(module), corrected=False)
 
 
-def _needed() -> None:
+def needed() -> None:
+    """Refuse where torchao is not installed."""
     if find_spec("torchao") is None:
         raise lacking("the format torchao", "torchao")
 
@@ -72,6 +74,11 @@ def _layer(module: CodedModule) -> nn.Module:
     if refuses(module):
         return made
     coded = module.coded()
+    if not torch.equal(coded.scale.to(module.dtype).to(coded.scale.dtype), coded.scale):
+        raise InputRefused(
+            f"scales of {coded.scale.dtype} are no numbers of {module.dtype}, in which torchao has them: quantize "
+            "without the format gguf (scales=None), or write another format"
+        )
     middle = 2 ** (module.bits - 1)
     group = _group(module)
     block: tuple[int, ...] = (1, group)
@@ -99,7 +106,7 @@ def torchao_config(model: nn.Module) -> Any:
     Raises:
         InputRefused: torchao is not installed, or nothing is quantized.
     """
-    _needed()
+    needed()
     with hushed():
         from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup  # pyright: ignore[reportMissingImports]
 
