@@ -174,6 +174,25 @@ def test_torchao_reads_networks_that_are_not_transformers(tmp_path):
 
 
 @needs_torchao
+def test_torchao_multiplies_in_what_peft_cannot_add(tmp_path):
+    """PEFT takes a table of torchao's for a Linear; and it has no correction for convolutions."""
+    peft = pytest.importorskip("peft")
+    names = {"model.embed_tokens": ("int3", 8), "model.layers.0.mlp.up_proj": ("int3", 8)}
+    model = forced(llama(), [texts(i) for i in range(2)], names)
+    saved = emit(model, tmp_path / "m", "torchao")
+    assert any("model.embed_tokens: PEFT cannot add" in note for note in saved.notes)
+    assert any("take 8 on disk" in note for note in saved.notes)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    joined = peft.PeftModel.from_pretrained(base, tmp_path / "m" / "correction").eval()
+    torch.testing.assert_close(logits(joined), logits(model), rtol=1e-4, atol=1e-5)
+    forms = forced(network(), images(), {"2": ("int3", 8), "6": ("int4", 0)})
+    emit(forms, tmp_path / "n", "torchao")
+    assert not (tmp_path / "n" / "correction").exists()
+    with pytest.raises(InputRefused, match="for no layer"):
+        emit(forced(network(), images(), {"2": ("int3", 8)}), tmp_path / "o", "torchao")
+
+
+@needs_torchao
 def test_torchaos_config_by_name_is_read_by_torchao(tmp_path):
     from torchao.core.config import config_from_dict
     from torchao.quantization import quantize_
