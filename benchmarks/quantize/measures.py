@@ -312,9 +312,8 @@ def trade(bench: Bench, form: str = "int3", rank: int = 16) -> list[dict[str, An
 SHRINKING = ("factors", "pivoted", "neurons", "joint", "query_heads", "value_heads")
 
 
-def plainly(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[str, Any]]:
+def beside(bench: Bench, plain: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[str, Any]]:
     """Without tokens drawn anew, and with them: the same bits everywhere, and allocated."""
-    plain = Bench(bench.subject, spread=0.0)
     rows = []
     for form in forms:
         limit = Budget("bytes", bytes_of(even(bench.parts, form)))
@@ -351,6 +350,7 @@ def jointly(bench: Bench, forms: Sequence[str] = ("int3", "int4")) -> list[dict[
 def measured(subject: Subject) -> dict[str, Any]:
     """Everything on one subject."""
     bench = Bench(subject)
+    plain = Bench(subject, spread=0.0) if bench.shop.options.spread else None
     weights = sum(member.W.numel() for member in bench.members.values())
     return {
         "name": subject.name,
@@ -366,7 +366,7 @@ def measured(subject: Subject) -> dict[str, Any]:
         "bounds": bounds(bench),
         "trade": trade(bench),
         "spread": bench.shop.options.spread,
-        **({"plain": plainly(bench)} if bench.shop.options.spread else {}),
+        **({} if plain is None else {"plain": beside(bench, plain), "plain_corrections": corrections(plain)}),
         **({"joint": jointly(bench)} if subject.wide else {}),
     }
 

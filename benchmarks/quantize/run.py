@@ -20,6 +20,8 @@ from benchmarks.results import keep, table
 HERE = Path(__file__).parent
 TITLE = "Quantization at equal bytes"
 PLAIN = "Moments of the samples alone (`spread=0`), and as usual, a share of them with tokens drawn anew:"
+CORRECTED = "A correction of rank 16 on 3 bits, by what its error is measured in:"
+CORRECTED_ALONE = "The same with moments of the samples alone:"
 JOINT = "Joint plans (`forms=`):"
 
 
@@ -48,15 +50,9 @@ def marks(subjects: Mapping[str, Mapping[str, Any]]) -> str:
             ]
             losses.append((found["name"], way, *of))
         predicted, random = (allocated(found, "int3", name) for name in ("predicted", "random"))
-        left = {one["rounding"] + one["correction"]: mean(one["distance"]) for one in found["corrections"]}
-        others.append(
-            (
-                found["name"],
-                f"{1 - predicted / random:.0%}",
-                f"{1 - left['nearest, no clippingboth'] / left['nearest, no clippingnone']:.0%}",
-                f"{1 - left['compensatedboth'] / left['compensatednone']:.0%}",
-            )
-        )
+        kinds = found["corrections"], found.get("plain_corrections", found["corrections"])
+        back = [recovered(rows, how) for how in ("nearest, no clipping", "compensated") for rows in kinds]
+        others.append((found["name"], f"{1 - predicted / random:.0%}", *back))
     return "\n\n".join(
         [
             "Distances are means over the test sets of each model, at the bytes of the same bits everywhere, in units "
@@ -64,9 +60,20 @@ def marks(subjects: Mapping[str, Mapping[str, Any]]) -> str:
             table(("model", "bits by", "3 bits (mark 0.85 x)", "3 bits, of the samples alone",
                    "4 bits (mark 1.05 x)", "4 bits, of the samples alone"), losses),
             table(("model", "predicted is below random, 3 bits (mark 30 %)",
-                   "rank 16 recovers of int3, to the nearest (mark 50 %)", "of int3, compensated"), others),
+                   "rank 16 recovers of int3, to the nearest (mark 50 %)", "the same, of the samples alone",
+                   "of int3, compensated", "the same, of the samples alone"), others),
         ]
     )  # fmt: skip
+
+
+def recovered(rows: Sequence[Mapping[str, Any]], how: str) -> str:
+    """Of what a rounding loses, the share that a correction under both moments takes back; by test set, too."""
+    none, both = (
+        next(one["distance"] for one in rows if one["rounding"] == how and one["correction"] == kind)
+        for kind in ("none", "both")
+    )
+    sets = ", ".join(f"{1 - both[name] / none[name]:.0%} {name}" for name in none) if len(none) > 1 else ""
+    return f"{1 - mean(both) / mean(none):.0%}" + (f" ({sets})" if sets else "")
 
 
 def alone(found: Mapping[str, Any], budget: str) -> float:
@@ -155,11 +162,14 @@ def section(found: Mapping[str, Any]) -> str:
     lines = [(one["bits"], one["rounding"], *cells(one, row(found, "roundings", bits=one["bits"])))
              for one in found["roundings"]]  # fmt: skip
     parts += ["Rounding, the same bits, groups and bytes:", table(("bits", "rounding", *sets), lines)]
-    lines = [(one["rounding"], one["correction"],
-              *cells(one, row(found, "corrections", rounding=one["rounding"], correction="none")))
-             for one in found["corrections"]]  # fmt: skip
-    parts += ["A correction of rank 16 on 3 bits, by what its error is measured in:",
-              table(("rounding", "correction", *sets), lines)]  # fmt: skip
+    for part, title in (("corrections", CORRECTED), ("plain_corrections", CORRECTED_ALONE)):
+        if part in found:
+            lines = [
+                (one["rounding"], one["correction"],
+                 *cells(one, row(found, part, rounding=one["rounding"], correction="none")))
+                for one in found[part]
+            ]  # fmt: skip
+            parts += [title, table(("rounding", "correction", *sets), lines)]
     can = found["bounds"]
     parts.append(
         f"Layers wide enough for rank 16 have {can['room']:.1%} of the predicted loss of int3, compensated. The first "

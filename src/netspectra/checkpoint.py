@@ -18,7 +18,16 @@ from netspectra.weight import ITEMSIZE, TensorRef
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DTYPES", "MANIFEST", "SHARD", "new_folder", "refuse_foreign", "write_safetensors", "write_shards"]
+__all__ = [
+    "DTYPES",
+    "MANIFEST",
+    "SHARD",
+    "new_folder",
+    "refuse_foreign",
+    "sizes_in",
+    "write_safetensors",
+    "write_shards",
+]
 
 MANIFEST = "netspectra.json"
 SHARD = 5_000_000_000  # bytes: what transformers cuts at, too
@@ -192,6 +201,19 @@ def write_safetensors(path: Path, refs: Sequence[TensorRef], metadata: Mapping[s
             _stream(file, ref)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Bytes of every tensor in the safetensors files that were just written into a folder and those below it."""
+    found: dict[str, int] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            table = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in table.items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                found[name] = found.get(name, 0) + last - first
+    return found
 
 
 def _stream(file: BinaryIO, ref: TensorRef) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,25 @@ from netspectra.errors import InputRefused
 from netspectra.version import __version__
 from netspectra.written import strict_json, write_by_suffix
 
-__all__ = ["Cost", "Decision", "Plan"]
+__all__ = ["Cost", "Decision", "Plan", "fingerprint"]
 
 SCHEMA = 1
+
+
+def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
+    """What tells one model from another: a hash of the names and shapes of its parameters, not of their numbers.
+
+    Args:
+        parameters: name and anything that has a shape, in the order of the model: its ``named_parameters()``.
+
+    >>> import numpy as np
+    >>> fingerprint([("a", np.zeros((4, 3)))]) == fingerprint([("a", np.zeros((3, 4)))])
+    False
+    """
+    content = hashlib.sha256()
+    for name, parameter in parameters:
+        content.update(f"{name} {tuple(parameter.shape)}\n".encode())
+    return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class Plan:
         frontier: size against predicted loss, as a list of points.
         notes: what a reader should know.
         finish: what refitting and healing did; speed of the whole model; task metrics. Empty until applied.
-        fingerprint: of the model's modules: a plan is refused for another model.
+        fingerprint: of the model's modules: a plan is refused for another model; empty where no model was known.
     """
 
     decisions: tuple[Decision, ...]
@@ -130,6 +147,21 @@ class Plan:
     def bound(self, apply: Callable[[Any], Any]) -> Plan:
         """The same plan, able to `apply` itself."""
         return replace(self, _apply=apply)
+
+    def must_fit(self, model: str) -> None:
+        """Refuse a model that the plan was not made for.
+
+        Args:
+            model: its `fingerprint`; nothing is compared where this one or the plan's is empty.
+
+        Raises:
+            InputRefused: they differ.
+        """
+        if self.fingerprint and model and self.fingerprint != model:
+            raise InputRefused(
+                "this model is not the one the plan was made for (other names or shapes of parameters); plan anew, or "
+                'empty the "fingerprint" in the plan\'s file to use it all the same'
+            )
 
     def bits(self, decision: Decision) -> float:
         """Bits that a number of the site as it was takes now, scales and corrections and the bias included."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 
 import netspectra as ns
 from netspectra.timeline import Timeline
-from tests.test_report import BROWSER_ARGS
 from tests.verbs.watch.trainings import plain, train
 
 NASTY = "<img src=x onerror=alert(1)>"
@@ -49,18 +47,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         with ns.Monitor(net[0], folder / f"{name}.run", optimizer=net[1], budget=None, spectrum_every=20) as monitor:
             train(net, steps, before=fault, after=lambda loss, monitor=monitor: monitor.note(loss=loss))
     return folder / "good.run", folder / "bad.run"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=BROWSER_ARGS)
-        yield chromium
-        chromium.close()
 
 
 def opened(browser: Any, address: str) -> tuple[Any, list[str], list[str]]:

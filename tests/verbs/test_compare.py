@@ -326,7 +326,7 @@ def test_exports(tmp_path):
     )
     assert (tmp_path / "c.csv").read_text().count("\n") == 4
     assert "fine-tuned" in str(found) and "fine-tuned" in found._repr_html_() and "fine-tuned" in repr(found)
-    with pytest.raises(ns.InputRefused, match="written as"):
+    with pytest.raises(ns.InputRefused, match="cannot tell the format"):
         found.save(tmp_path / "c.txt")
     with pytest.raises(KeyError):
         found["nothing"]

@@ -13,9 +13,11 @@ import netspectra as ns
 from netspectra.checkpoint import MANIFEST
 from netspectra.errors import InputRefused
 from netspectra.linalg.moments import Moments
+from netspectra.live import build
 from netspectra.plan import Plan
 from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.options import CompressOptions
+from netspectra.verbs.compress.planning import compress
 from netspectra.verbs.compress.streamed import compress_stream
 from tests.live.test_coverage import answer
 
@@ -35,8 +37,9 @@ def test_streams_load_and_approach_the_original(name, tmp_path):
         plan, saved = compress_stream(source, tmp_path / "out", CompressOptions(keep=keep), largest=50_000)
         found = answer(ns.load(tmp_path / "out"), batch)
         errors.append(float((found - dense).norm() / dense.norm()))
-        after = sum(decision.after.parameters for decision in plan)
-        assert after <= keep * sum(decision.before.parameters for decision in plan)
+        decided = [decision for decision in plan if decision.kind != "left"]
+        after = sum(decision.after.parameters for decision in decided)
+        assert after <= keep * sum(decision.before.parameters for decision in decided)
         header = saved.bytes - plan.totals["model_after"].bytes
         assert 0 < header < 200 * len(source.tensors) + 2000  # what the tables of names take
     assert errors[0] > errors[1] > errors[2]
@@ -135,3 +138,42 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     assert ran.returncode == 0, ran.stderr
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(ran.stdout) * unit < 230e6
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_what_is_left_alone_is_listed_as_the_live_way_does(name, tmp_path):
+    plan, _ = compress_stream(folder(tmp_path, name), None, CompressOptions(keep=0.5))
+    live, _ = compress(made(name), CompressOptions(keep=0.5, forms=("factors",)))
+    assert {d.site for d in plan} == {d.site for d in live} and plan.fingerprint == live.fingerprint
+    tied = [d for d in live if "tied to" in d.reason]
+    assert len(tied) > 1 and all(plan[d.site] == d for d in tied)
+    for decision in plan:
+        ours, theirs = decision.before, live[decision.site].before
+        assert (ours.parameters, ours.bytes) == (theirs.parameters, theirs.bytes), decision.site
+        assert bool(decision.reason) or decision.form != "dense"
+
+
+def test_what_is_left_alone_without_a_config(tmp_path):
+    shared = torch.randn(12, 8)
+    torch.save({"a.weight": shared, "b.weight": shared, "c.weight": torch.randn(9, 8), "d.weight": torch.randn(9, 8),
+                "e.weight": torch.randn(4, 4, 3, 3)}, tmp_path / "m.pt")  # fmt: skip
+    plan, _ = compress_stream(ns.open(tmp_path / "m.pt"), None, CompressOptions(keep=0.5, exclude=("d*",)))
+    reasons = {d.site: d.reason for d in plan if d.kind == "left"}
+    assert set(reasons) == {"a", "d", "e"} and plan["c"].form == "factors"
+    assert "tied to b.weight" in reasons["a"] and reasons["d"] == "not selected" and "convolution" in reasons["e"]
+
+
+def test_without_transformers_it_is_said_what_a_stream_needs_it_for(tmp_path, monkeypatch):
+    source = folder(tmp_path, "bert")
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    with pytest.raises(InputRefused, match=r"names and kinds .* needs transformers: pip install") as refusal:
+        compress_stream(source, tmp_path / "out", CompressOptions(keep=0.5))
+    assert "building a live model" not in str(refusal.value)
+
+
+def test_an_architecture_that_is_not_known_needs_a_live_model(tmp_path):
+    source = folder(tmp_path, "bert")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    (tmp_path / "in" / "config.json").write_text(json.dumps({**config, "model_type": "mine"}))
+    with pytest.raises(InputRefused, match=r"'mine' is not known .*leave --stream out"):
+        compress_stream(ns.open(source.path), tmp_path / "out", CompressOptions(keep=0.5))

@@ -26,11 +26,34 @@ from netspectra.weight import ITEMSIZE, Source, TensorRef
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["build", "factory", "fill_", "hushed", "numbers", "quiet_transformers", "skeleton", "state_owners"]
+__all__ = [
+    "Purpose",
+    "build",
+    "factory",
+    "fill_",
+    "hushed",
+    "numbers",
+    "quiet_transformers",
+    "skeleton",
+    "state_owners",
+]
 
 # Entries of a config.json that choose how to compute, or which code to fetch: not a checkpoint's to decide.
 IMPLEMENTATION = ("auto_map", "custom_pipelines", "kernel_config", "fusion_config", "quantization_config",
                   "compression_config", "transformers_weights", "netspectra")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a model of a config is built for, as refusals say it.
+
+    Attributes:
+        needs: who needs transformers; the subject of a sentence.
+        instead: what to do where it knows no such model.
+    """
+
+    needs: str = "building a live model"
+    instead: str = "build it: --model module:callable"
 
 
 def build(source: Source, make: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -139,9 +162,9 @@ def state_owners(model: nn.Module) -> Owners:
     return {tuple(names): (value, places) for value, names, places in by_tensor.values()}
 
 
-def skeleton(config: Mapping[str, Any], what: str) -> PreTrainedModel:
+def skeleton(config: Mapping[str, Any], what: str, purpose: Purpose = Purpose()) -> PreTrainedModel:
     """The transformers model of a config, with memory for its numbers but none in it."""
-    made = _config(config, what)
+    made = _config(config, what, purpose)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         from transformers.initialization import no_init_weights
 
@@ -204,22 +227,22 @@ class _Lazy:
         return found if index is Ellipsis else found[index]
 
 
-def _config(config: Mapping[str, Any], what: str) -> PretrainedConfig:
+def _config(config: Mapping[str, Any], what: str, purpose: Purpose = Purpose()) -> PretrainedConfig:
     """The config object of a ``model_type`` that the installed transformers knows."""
     if find_spec("transformers") is None:
-        raise InputRefused(f"{what}: building a live model needs transformers: pip install 'netspectra[transformers]'")
+        raise InputRefused(f"{what}: {purpose.needs} needs transformers: pip install 'netspectra[transformers]'")
     with hushed():
         from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING, __version__
 
     name = config.get("model_type")
     if not config:
-        raise InputRefused(f"{what}: no config.json says what model this is; build it: --model module:callable")
+        raise InputRefused(f"{what}: no config.json says what model this is; {purpose.instead}")
     if not isinstance(name, str) or name not in CONFIG_MAPPING:
         remote = " (the code that its config.json names is never run)" if "auto_map" in config else ""
         raise InputRefused(
             f"{what}: config.json: the model_type {name!r} is not known to transformers {__version__}{remote}; "
-            "build it: --model module:callable"
+            f"{purpose.instead}"
         )
     plain = {key: value for key, value in config.items() if key not in IMPLEMENTATION and "implementation" not in key}
     try:

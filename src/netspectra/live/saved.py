@@ -85,7 +85,7 @@ def save(
         to: the folder: new, empty, or one that was written by netspectra.
         source: the checkpoint it came from: tokenizer and other small files go along, and tensors that were not
             changed are copied byte for byte under their old dtype.
-        beside: writes more files into the folder.
+        beside: writes more files into the folder, which holds the tensors by then.
         largest: bytes of one file of weights.
 
     Raises:
@@ -97,8 +97,8 @@ def save(
     if config is not None:
         with new_folder(to) as folder:
             notes = go_along(folder, source)
-            beside(folder)
             _save_stock(cast("PreTrainedModel", model), config, folder, largest)
+            beside(folder)
             size = _bytes(folder)
         return Saved(str(to), size, True, 0, tuple(notes))
     refs, tied = state(model, source)
@@ -129,19 +129,19 @@ def save_tensors(
         source: whose small files go along.
         tied: other names of tensors, and the name they are written under.
         describe: writes the config into the folder; where there is one, transformers builds the model.
-        beside: writes more files into the folder.
+        beside: writes more files into the folder, which holds the tensors by then.
         stock: the config says all there is to know, so that transformers' own loader finds the weights, too.
         largest: bytes of one file.
     """
     ours = describe is not None and not stock
     with new_folder(to) as folder:
         notes = go_along(folder, source)
-        beside(folder)
         if describe is not None:
             describe(folder)
         manifest = {"format": 1, "replacements": [one.to_dict() for one in records]} | ({"tied": tied} if tied else {})
         write_shards(folder, refs, stem="netspectra" if ours else "model", largest=largest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        beside(folder)
         size = _bytes(folder)
     return Saved(str(to), size, not ours and not records, len(records), tuple(notes))
 

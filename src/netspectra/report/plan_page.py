@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,11 @@ CAPTION = (
     "Predictions add up what each layer loses alone; what is measured includes how these errors act on one another, "
     "and samples that nothing was fitted to. Trust the line to compare sizes, the points for what is left."
 )
+CUT = " Sizes whose predicted loss is under a hundredth of the least that was measured are left out."
+NEGLIGIBLE = 0.01  # of the least measured loss: smaller predictions would press all that was measured into a corner
+DECADES = 8  # ticks of an axis of losses, at most
 WAYS = {"uniform": "the same bits everywhere", "random": "bits drawn at random", "weights": "bits by the weights alone"}
+WORDS = {"layer": "", "kind": "", "form": "", "why": "reason"}  # columns of text, and the class of their cells
 MISSING = (
     " Bits chosen by losses that are measured layer by layer are not among them: <code>--weigh measured</code> adds "
     "them, for three runs a layer."
@@ -44,7 +49,7 @@ def render_plan(document: Mapping[str, Any]) -> str:
         *([_figure("Ways to spend the same bytes", spent)] if spent else []),
     ]
     below = [
-        f"<p>{CAPTION}</p>" if traces else "",
+        f"<p>{CAPTION}{CUT if _cut(document) else ''}</p>" if traces else "",
         f"<p>{_told(document['held_out']['frontier'])}</p>" if spent else "",
         _quality(document),
         "<h2>Every layer</h2>",
@@ -61,17 +66,22 @@ def _figure(title: str, traces: Sequence[Mapping[str, Any]]) -> go.Figure:
         title=title,
         height=480,
         colorway=INKS,
-        margin={"t": 10, "r": 20, "b": 130, "l": 70},
+        margin={"t": 10, "r": 20, "b": 60 + 20 * math.ceil(len(traces) / 3), "l": 60},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "entrywidth": 210},
     )
-    figure.update_xaxes(title="bytes of the selected weights", tickformat="~s", nticks=6)
-    figure.update_yaxes(title="loss a sample", type="log", dtick=1)
+    losses = [y for trace in traces for y in trace["y"] if y]
+    decades = math.log10(max(losses) / min(losses)) if losses else 1
+    figure.update_xaxes(title={"text": "bytes of the selected weights", "standoff": 10}, tickformat="~s", nticks=6)
+    figure.update_yaxes(title={"text": "loss a sample", "standoff": 12}, automargin=True, type="log",
+                        dtick=max(1, math.ceil(decades / DECADES)))  # fmt: skip
     return figure
 
 
 def _asked(options: Mapping[str, Any]) -> str:
     """What was asked for, in words: what is off or empty is left out."""
-    return html.escape("; ".join(_wording(name, value) for name, value in options.items() if _given(value)))
+    said = {"budget": "", "heal_rate": options.get("heal")}  # the budget has a name of its own
+    told = {name: value for name, value in options.items() if _given(value) and said.get(name, True)}
+    return html.escape("; ".join(_wording(name, value) for name, value in told.items()))
 
 
 def _given(value: Any) -> bool:
@@ -146,9 +156,9 @@ def _quality(document: Mapping[str, Any]) -> str:
     if final := _improved(document):
         rows.append(("after refitting and healing", final, after))
     if "drawn" in held:
-        rows.append(("for comparison: bits drawn at random", held["drawn"], int(held["drawn"]["bytes"])))
+        rows.append(("bits drawn at random, to compare", held["drawn"], int(held["drawn"]["bytes"])))
     for name, found in held.get("rounding", {}).items():
-        rows.append((f"for comparison: the same weights rounded to {name}", found, int(found["bytes"])))
+        rows.append((f"rounded to {name}, to compare", found, int(found["bytes"])))
     if not rows:
         return ""
     names = list(dict.fromkeys(key for _, found, _ in rows for key in found if not key.startswith("bytes")))
@@ -180,47 +190,75 @@ def _said(held: Mapping[str, Any], size: int | None) -> str:
 
 
 def decisions_table(document: Mapping[str, Any]) -> str:
-    """Every decision as a table."""
-    timed = any(d["before"]["milliseconds"] is not None for d in document["decisions"])
-    coded = document.get("verb") == "quantize"
-    shown = ["rank", "bytes", "bits"] if coded else ["size", "parameters", "kept"]
-    head = ["layer", "kind", "form", *shown, "loss", *(["ms before", "after"] if timed else []), "why"]
-    replaced = {d["reason"] for d in document["decisions"] if d["form"] != "dense"}
+    """Every decision as a table; columns that say nothing anywhere are left out."""
+    decisions: Sequence[Mapping[str, Any]] = document["decisions"]
+    replaced = {d["reason"] for d in decisions if d["form"] != "dense"}
     common = next(iter(replaced)) if len(replaced) == 1 else ""  # said once, not on every line
+    columns = {name: cells for name, cells in _columns(document, common).items() if any(cells)}
+    numeric = [name for name in columns if name not in WORDS]
+    heads = "".join(f'<th class="number">{name}</th>' if name in numeric else f"<th>{name}</th>" for name in columns)
     rows = []
-    for d in document["decisions"]:
-        before, after = d["before"], d["after"]
-        share = after["parameters"] / before["parameters"] if before["parameters"] else 1.0
-        bits = 8 * after["bytes"] / max(before["parameters"], 1)
-        left = (f"{after['bytes']:,}", f"{bits:.2f}") if coded else (f"{after['parameters']:,}", f"{share:.0%}")
-        numbers = (d["size"] or "", *left, _number(d["loss"]))
-        cells = [
-            f"<td><code>{html.escape(d['site'])}</code></td><td>{html.escape(d['kind'])}</td>",
-            f"<td>{html.escape(d['form'])}</td>{''.join(map(_cell, numbers))}",
-            f"{_cell(_number(before['milliseconds']))}{_cell(_number(after['milliseconds']))}" if timed else "",
-            f'<td class="reason">{"" if d["reason"] == common else html.escape(d["reason"])}</td>',
-        ]
-        dull = ' class="left"' if d["form"] == "dense" else ""
-        rows.append(f"<tr{dull}>{''.join(cells)}</tr>")
-    numeric = head[3:-1]
-    heads = "".join(f'<th class="number">{name}</th>' if name in numeric else f"<th>{name}</th>" for name in head)
+    for place, decision in enumerate(decisions):
+        cells = "".join(_cell(cells[place], WORDS.get(name, "number")) for name, cells in columns.items())
+        dull = ' class="left"' if decision["form"] == "dense" else ""
+        rows.append(f"<tr{dull}>{cells}</tr>")
     said = f"<p>{html.escape(common)}</p>" if common else ""
     return f'{said}<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
 
-def _cell(value: Any) -> str:
-    return f'<td class="number">{value}</td>'
+def _columns(document: Mapping[str, Any], common: str) -> dict[str, list[str]]:
+    """The cells of every column, by its heading."""
+    decisions: Sequence[Mapping[str, Any]] = document["decisions"]
+    coded = document.get("verb") == "quantize"
+    before, after = [d["before"] for d in decisions], [d["after"] for d in decisions]
+    both = list(zip(before, after, strict=True))
+    sizes = [str(d["size"] or "") for d in decisions]
+    if coded:
+        shown = {
+            "rank": sizes,
+            "bytes": [f"{now['bytes']:,}" for now in after],
+            "bits": [f"{8 * now['bytes'] / max(was['parameters'], 1):.2f}" for was, now in both],
+        }
+    else:
+        share = [now["parameters"] / was["parameters"] if was["parameters"] else 1.0 for was, now in both]
+        shown = {
+            "size": sizes,
+            "parameters": [f"{now['parameters']:,}" for now in after],
+            "kept": [f"{part:.0%}" for part in share],
+        }
+    known = any(d["loss"] is not None for d in decisions if d["form"] != "dense")
+    return {
+        "layer": [f"<code>{html.escape(d['site']).replace('.', '.<wbr>')}</code>" for d in decisions],
+        "kind": [html.escape(d["kind"]) for d in decisions],
+        "form": [html.escape(d["form"]) for d in decisions],
+        **shown,
+        "loss": [_number(d["loss"]) if known else "" for d in decisions],
+        "ms before": [_number(was["milliseconds"]) for was in before],
+        "ms after": [_number(now["milliseconds"]) for now in after],
+        "why": ["" if d["reason"] == common else html.escape(d["reason"]) for d in decisions],
+    }
+
+
+def _cell(value: str, kind: str) -> str:
+    return f'<td class="{kind}">{value}</td>' if kind else f"<td>{value}</td>"
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    """
+    >>> _number(0.98765432), _number(0.999987654), _number(None)
+    ('0.9877', '0.999988', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:.6f}" if 0.9995 <= value < 0.9999995 else f"{value:.4g}"  # a cosine near 1
 
 
 def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     frontier: Sequence[Mapping[str, Any]] = document["frontier"]
     traces: list[dict[str, Any]] = []
     if frontier:
-        shown = [point for point in frontier if point["loss"] > 0]
+        floor = _floor(document)
+        shown = [point for point in frontier if point["loss"] > floor]
         traces.append(
             {
                 "name": "predicted, every size",
@@ -230,6 +268,16 @@ def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "text": [f"{point['keep']:.0%} kept" for point in shown],
             }
         )
+    points = _points(document)
+    for place, (name, loss, size) in enumerate(points):
+        if loss > 0:
+            marker = {"size": 11, "symbol": SYMBOLS[place % len(SYMBOLS)]}  # open: two may lie on one another
+            traces.append({"name": name, "mode": "markers", "marker": marker, "x": [size], "y": [loss]})
+    return traces
+
+
+def _points(document: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """What was measured: name, loss, bytes."""
     held, totals = document["held_out"], document["totals"]
     after = totals["selected_after"]["bytes"] if totals else 0
     points = [(f"{name}, measured", found["loss"], after) for name, found in held.get("candidates", {}).items()]
@@ -240,11 +288,17 @@ def _traces(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "drawn" in held:
         points.append(("bits drawn at random, measured", held["drawn"]["loss"], held["drawn"]["bytes"]))
     points += [(f"rounded to {name}, measured", f["loss"], f["bytes"]) for name, f in held.get("rounding", {}).items()]
-    for place, (name, loss, size) in enumerate(points):
-        if loss > 0:
-            marker = {"size": 11, "symbol": SYMBOLS[place % len(SYMBOLS)]}  # open: two may lie on one another
-            traces.append({"name": name, "mode": "markers", "marker": marker, "x": [size], "y": [loss]})
-    return traces
+    return points
+
+
+def _floor(document: Mapping[str, Any]) -> float:
+    """Predicted losses that are not drawn."""
+    return NEGLIGIBLE * min((loss for _, loss, _ in _points(document) if loss > 0), default=0.0)
+
+
+def _cut(document: Mapping[str, Any]) -> bool:
+    floor = _floor(document)
+    return any(0 < point["loss"] <= floor for point in document["frontier"])
 
 
 def _ways(frontier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -266,5 +266,5 @@ def test_tied_and_unused_layers_are_left_with_reasons():
 def test_report_is_inert_and_shows_the_plan(planned):
     _, plan, _ = planned
     page = plan.to_html()
-    assert "default-src 'none'" in page and "1.down" in page and "int8" in page
+    assert "default-src 'none'" in page and "1.<wbr>down" in page and "int8" in page
     assert "<table" in plan._repr_html_() and "->" in str(plan)

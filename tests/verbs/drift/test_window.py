@@ -177,7 +177,7 @@ def test_saved_and_loaded_it_says_the_same(reference, tmp_path):
     for suffix in (".json", ".html"):
         again.test(window).save(tmp_path / f"found{suffix}")
     assert json.loads((tmp_path / "found.json").read_text())["alarm"]
-    with pytest.raises(InputRefused, match=r"\.json or \.html"):
+    with pytest.raises(InputRefused, match=r"\.json and \.html"):
         again.test(window).save(tmp_path / "found.txt")
 
 

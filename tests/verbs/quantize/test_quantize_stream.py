@@ -1,7 +1,9 @@
 """Quantization without a live model: what the live way gives, in folders that load, by any engine."""
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -42,9 +44,11 @@ def test_the_same_codes_as_a_live_model_with_these_moments(name, tmp_path):
     assert len({(decision.form, decision.size) for decision in plan}) > 2
     live, _ = quantize(model, options, calibration=known, plan=plan)
     live.apply(model)
-    if name == "gpt2":  # fused query, key and value are one layer, as in the live model; tied ones stay
-        sites = {d.site for d in quantize(made(name), options, calibration=known)[0]}
-        assert {d.site for d in plan} == sites - {"transformer.wte", "lm_head"}
+    if name == "gpt2":  # fused query, key and value are one layer, as in the live model; tied ones are said to stay
+        fresh, _ = quantize(made(name), options, calibration=known)
+        assert {d.site for d in plan} == {d.site for d in fresh}
+        for tied in ("transformer.wte", "lm_head"):
+            assert plan[tied] == fresh[tied] and "tied to" in plan[tied].reason
     loaded = ns.load(tmp_path / "out")
     coded = {name: module for name, module in model.named_modules() if isinstance(module, CodedModule)}
     assert len(coded) == saved.replacements
@@ -117,6 +121,158 @@ def test_compressed_tensors_are_those_of_a_live_model(tmp_path):
         first, second = map(load_file, files)
         assert set(first) == set(second)
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def lying(folder, module):
+    """Bytes of a layer in all files of a folder."""
+    files = [load_file(path) for path in folder.rglob("*.safetensors")]
+    stem = f"{module}."
+    return sum(value.nbytes for file in files for name, value in file.items()
+               if name.removeprefix("base_model.model.").startswith(stem))  # fmt: skip
+
+
+def test_for_compressed_tensors_only_what_they_pack_is_decided_on(tmp_path):
+    source, options = folder(tmp_path, "bert"), QuantizeOptions(bits=5, group=32, ranks=(0, 4), symmetric=True)
+    plan, saved = quantize_stream(source, tmp_path / "out", options, "compressed-tensors")
+    coded = [decision for decision in plan if decision.form != "dense"]
+    linears = {name for name, module in made("bert").named_modules() if isinstance(module, torch.nn.Linear)}
+    assert coded and {decision.site for decision in coded} <= linears
+    for decision in plan:
+        if "embeddings" in decision.site:
+            assert decision.before == decision.after and "type Linear only" in decision.reason
+            assert lying(tmp_path / "out", decision.site) == decision.after.bytes
+    assert not any("decoded" in note for note in saved.notes)
+    with pytest.raises(InputRefused, match="below 16 bits only"):
+        quantize_stream(source, None, replace(options, levels=(16,)), "compressed-tensors")
+    with pytest.raises(InputRefused, match="without --form"):
+        quantize_stream(source, None, replace(options, forms=("factors",)), "compressed-tensors")
+
+
+@pytest.mark.parametrize("kind", ["netspectra", "compressed-tensors", "dequantized"])
+def test_the_recipe_says_what_lies_in_the_file(kind, tmp_path):
+    """A mixed plan: what compressed-tensors cannot pack is there in full, and neither recipe nor plan says less."""
+    source, options = folder(tmp_path, "bert"), QuantizeOptions(bits=5, group=32, ranks=(0, 4), symmetric=True)
+    given, _ = quantize_stream(source, None, options)
+    mixed = [d.site for d in given if "embeddings" in d.site and d.form != "dense"]
+    assert mixed
+    plan, _ = quantize_stream(source, tmp_path / "out", options, kind, plan=given)
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    sites = [decision.site for decision in plan if decision.kind != "left"]
+    assert recipe["bytes"]["after"] == sum(lying(tmp_path / "out", site) for site in sites)
+    for site, layer in recipe["layers"].items():
+        assert layer["bytes"] == lying(tmp_path / "out", site), site
+    if kind == "netspectra":
+        assert recipe["bytes"]["after"] == recipe["bytes"]["planned"] == given.totals["selected_after"].bytes
+    if kind == "compressed-tensors":
+        for site in mixed:
+            assert plan[site].after.bytes == lying(tmp_path / "out", site) >= plan[site].before.bytes
+            assert "decoded" in plan[site].reason
+        more = sum(plan[site].after.bytes - given[site].after.bytes for site in mixed)
+        for total in ("selected_after", "model_after"):
+            assert plan.totals[total].bytes - given.totals[total].bytes == more > 0
+
+
+def test_a_live_recipe_says_what_lies_in_the_file(tmp_path):
+    from netspectra.verbs.quantize.emit import FORMATS, emit
+
+    pytest.importorskip("transformers")
+    model = made("bert")
+    plan, _ = quantize(model, QuantizeOptions(bits=5, group=32, ranks=(0, 4), symmetric=True))
+    plan.apply(model)
+    kinds = [kind for kind in FORMATS if kind != "gguf" and (kind != "torchao" or find_spec("torchao"))]
+    for kind in kinds:
+        emit(model, tmp_path / kind, kind, plan=plan)
+        recipe = json.loads((tmp_path / kind / "recipe.json").read_text())
+        sites = [decision.site for decision in plan if decision.kind != "left"]
+        assert recipe["bytes"]["after"] == sum(lying(tmp_path / kind, site) for site in sites)
+        assert (recipe["bytes"]["after"] == recipe["bytes"]["planned"]) == (kind == "netspectra")
+
+
+def test_a_stream_builds_the_skeleton_once(tmp_path, monkeypatch):
+    from netspectra.live import build
+
+    source, options, built = folder(tmp_path, "bert"), QuantizeOptions(bits=5, symmetric=True, ranks=(0,)), []
+    config = build._config
+    monkeypatch.setattr(build, "_config", lambda *args: built.append(args) or config(*args))
+    quantize_stream(source, tmp_path / "out", options, "compressed-tensors")
+    assert len(built) == 1
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path):
+    source, options = folder(tmp_path, "bert"), QuantizeOptions(bits=5, ranks=(0,))
+    live, _ = quantize(made("bert", seed=3), options)
+    quantize_stream(source, tmp_path / "out", options, plan=live)  # another training of the same network
+    streamed, _ = quantize_stream(source, None, options)
+    quantize(made("bert", seed=3), options, plan=streamed)
+    other, _ = quantize(made("llama"), options)
+    for act in (
+        lambda plan: quantize_stream(source, tmp_path / "no", options, plan=plan),
+        lambda plan: quantize_stream(source, None, options, plan=plan),
+        lambda plan: quantize(made("bert"), options, plan=plan),
+    ):
+        with pytest.raises(InputRefused, match="not the one the plan was made for"):
+            act(other)
+        with pytest.raises(InputRefused, match="not the one the plan was made for"):
+            act(replace(live, fingerprint="0123456789abcdef"))
+        act(replace(live, fingerprint=""))
+
+
+def test_without_a_config_shapes_tell_a_plan_of_another_model(tmp_path):
+    save_file(made("perceptron").state_dict(), tmp_path / "m.safetensors")
+    source, options = ns.open(tmp_path / "m.safetensors"), QuantizeOptions(bits=5, ranks=(0,))
+    plan, _ = quantize_stream(source, None, options)
+    assert plan.fingerprint == ""
+    live, _ = quantize(made("perceptron"), options)
+    quantize_stream(source, None, options, plan=live)
+    quantize(made("perceptron"), options, plan=plan)
+    wider = {name: torch.cat([value, value]) for name, value in made("perceptron").state_dict().items()}
+    save_file(wider, tmp_path / "w.safetensors")
+    with pytest.raises(InputRefused, match="made for another model"):
+        quantize_stream(ns.open(tmp_path / "w.safetensors"), tmp_path / "out", options, plan=live)
+    assert not (tmp_path / "out").exists()
+
+
+def counted(rows, name):
+    """A network that begins with a table, and a calibration of it."""
+    torch.manual_seed(0)
+    names = {name: torch.nn.Embedding(rows, 24), "out": torch.nn.Linear(24, 40)}
+    model = torch.nn.Sequential(OrderedDict(names))
+    _, shop = quantize(model, QuantizeOptions(bits=5), [torch.randint(0, rows, (200,))])
+    return model, shop.calibration
+
+
+def test_moments_tell_that_a_table_is_an_embedding(tmp_path):
+    """Without a config names say little; the moments of a table are counts."""
+    found = []
+    for name in ("words", "embed"):
+        model, known = counted(90, name)
+        save_file(model.state_dict(), tmp_path / "m.safetensors")
+        plan, _ = quantize_stream(ns.open(tmp_path / "m.safetensors"), tmp_path / name,
+                                  QuantizeOptions(bits=5, group=8, ranks=(0, 4)), calibration=known)  # fmt: skip
+        made_ = load_file(tmp_path / name / "model.safetensors")
+        found.append((sorted((d.kind, d.form, d.size, d.loss) for d in plan),
+                      {key.replace(name, "table"): value for key, value in made_.items()}))  # fmt: skip
+    assert found[0][0] == found[1][0] and {kind for kind, *_ in found[0][0]} == {"embedding", "linear"}
+    assert set(found[0][1]) == set(found[1][1])
+    assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
+
+
+def test_moments_tell_that_a_matrix_is_no_embedding(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(OrderedDict(time_embed=torch.nn.Linear(24, 40)))
+    _, shop = quantize(model, QuantizeOptions(bits=5), [torch.randn(200, 24)])
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    source = ns.open(tmp_path / "m.safetensors")
+    plan, _ = quantize_stream(source, None, QuantizeOptions(bits=5), calibration=shop.calibration)
+    assert [(decision.kind, decision.site) for decision in plan] == [("linear", "time_embed")]
+
+
+def test_moments_of_another_table_are_refused(tmp_path):
+    _, known = counted(90, "words")
+    model, _ = counted(91, "words")
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    with pytest.raises(InputRefused, match="has 91 inputs, the moments know 90"):
+        quantize_stream(ns.open(tmp_path / "m.safetensors"), None, QuantizeOptions(bits=5), calibration=known)
 
 
 def test_any_engine_writes_the_same_bytes(tmp_path):

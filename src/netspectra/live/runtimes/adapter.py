@@ -19,8 +19,9 @@ from netspectra.forms.coded import CodedConvolution, CodedEmbedding, CodedModule
 from netspectra.live.runtimes import coded_modules
 from netspectra.weight import InMemory, TensorRef
 
-__all__ = ["FOLDER", "correction", "write_adapter", "write_corrections"]
+__all__ = ["ADAPTED", "FOLDER", "correction", "write_adapter", "write_corrections"]
 
+ADAPTED = "base_model.model."  # what PEFT puts before the name of a layer
 FOLDER = "correction"  # beside the model
 
 
@@ -74,7 +75,7 @@ def write_corrections(
     }
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    named = [replace(ref, name=f"base_model.model.{name}.{ref.name}") for name, some in refs.items() for ref in some]
+    named = [replace(ref, name=f"{ADAPTED}{name}.{ref.name}") for name, some in refs.items() for ref in some]
     write_safetensors(folder / "adapter_model.safetensors", named)
 
 

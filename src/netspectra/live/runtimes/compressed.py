@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netspectra.errors import InputRefused
+from netspectra.forms import Spec
 from netspectra.forms.coded import CodedLinear, CodedModule, stock
 from netspectra.forms.place import placed
 from netspectra.linalg.packing import pack
@@ -28,10 +29,12 @@ from netspectra.weight import InMemory, Source, TensorRef
 
 __all__ = [
     "HOLDS",
+    "LINEAR_ONLY",
     "NOTHING",
     "against",
     "compressed_config",
     "compressed_state",
+    "kind_of",
     "notes_on",
     "with_config",
     "write_compressed",
@@ -39,10 +42,13 @@ __all__ = [
 
 KERNELS = (4, 8)  # bits for which vLLM and SGLang have kernels
 HOLDS = "compressed-tensors holds codes only: plan without --form, or write the format netspectra"
+LINEAR_ONLY = "compressed-tensors packs layers of type Linear only"
 NOTHING = (
     "compressed-tensors packs layers of type Linear below 16 bits only, and the plan has none; write the format "
     "netspectra, or ask for fewer bits"
 )
+Kind = tuple[int, int, bool]
+"""Bits, group size (0: rows), whether there are no zero points."""
 
 
 def refuses(module: CodedModule) -> str:
@@ -54,17 +60,17 @@ def against(bits: int, linear: bool) -> str:
     """The same by its bits, and whether it is of type Linear."""
     if bits == 16:
         return "16 bits: stays in the model's dtype"
-    return "" if linear else "compressed-tensors packs layers of type Linear only; stays in the model's dtype, decoded"
+    return "" if linear else f"{LINEAR_ONLY}; stays in the model's dtype, decoded"
 
 
-def compressed_config(packed: Mapping[str, tuple[int, int, bool]], linears: Iterable[str]) -> dict[str, Any]:
+def compressed_config(packed: Mapping[str, Kind], linears: Iterable[str]) -> dict[str, Any]:
     """The ``quantization_config`` entry: a group of layers for each number of bits, group size and kind of grid.
 
     Args:
-        packed: bits, group size (0: rows) and whether there are no zero points, by layer.
+        packed: what `kind_of` gives, by layer.
         linears: names of all Linear layers of the model: those that are not packed are to be left alone.
     """
-    groups: dict[tuple[int, int, bool], list[str]] = {}
+    groups: dict[Kind, list[str]] = {}
     for name, kind in packed.items():
         groups.setdefault(kind, []).append(name)
     return {
@@ -89,11 +95,19 @@ def compressed_config(packed: Mapping[str, tuple[int, int, bool]], linears: Iter
     }
 
 
-def kind_of(module: CodedModule) -> tuple[int, int, bool]:
-    """Bits, group size, whether there are no zero points."""
-    assert module.scale is not None
-    size = 0 if module.scale.shape[1] == 1 else module.columns // module.scale.shape[1]
-    return module.bits, size, module.zero is None
+def kind_of(spec: Spec, columns: int) -> Kind:
+    """What the config says of a packed layer.
+
+    Args:
+        spec: of the layer of codes.
+        columns: how many numbers a row of it has.
+
+    >>> kind_of({"bits": 4, "group": 64, "symmetric": True}, 128)
+    (4, 64, True)
+    >>> kind_of({"bits": 8, "group": 96, "symmetric": True}, 96)
+    (8, 0, True)
+    """
+    return spec["bits"], 0 if spec["group"] == columns else spec["group"], spec["symmetric"]
 
 
 def compressed_state(module: CodedModule) -> dict[str, Tensor]:
@@ -124,15 +138,16 @@ def write_compressed(
     Raises:
         InputRefused: nothing is quantized, or the folder holds something else.
     """
-    modules = coded_modules(model)
+    modules, records = coded_modules(model), placed(model)
     packed = {name: module for name, module in modules.items() if not refuses(module)}
-    if others := [one.module for one in placed(model) if one.module not in modules]:
+    if others := [one.module for one in records if one.module not in modules]:
         raise InputRefused(f"{others[0]}: {HOLDS}")
     if not packed:
         raise InputRefused(NOTHING)
     dense = decoded(model, corrected=False)
     linears = [name for name, module in dense.named_modules() if type(module) is nn.Linear]
-    config = compressed_config({name: kind_of(module) for name, module in packed.items()}, linears)
+    kinds = {one.module: kind_of(one.spec, packed[one.module].columns) for one in records if one.module in packed}
+    config = compressed_config(kinds, linears)
     refs, tied = state(dense)
     kept = [ref for ref in refs if ref.name.removesuffix(".weight") not in packed or not ref.name.endswith(".weight")]
     for name, module in packed.items():
@@ -140,17 +155,16 @@ def write_compressed(
     describe = with_config(config, partial(save_config, cast(Any, dense)) if is_transformers(dense) else None)
 
     def more(folder: Path) -> None:
-        beside(folder)
         write_adapter(model, folder / FOLDER)
+        beside(folder)
 
     saved = save_tensors(kept, [], to, source=source, tied=tied, describe=describe, beside=more, stock=True)
     left = {name: reason for name, module in modules.items() if (reason := refuses(module))}
-    kinds = [kind_of(module) for module in packed.values()]
-    notes = notes_on(kinds, left, sum(module.rank > 0 for module in modules.values()))
+    notes = notes_on(kinds.values(), left, sum(module.rank > 0 for module in modules.values()))
     return Saved(saved.path, saved.bytes, True, 0, (*saved.notes, *notes))
 
 
-def notes_on(kinds: Iterable[tuple[int, int, bool]], left: Mapping[str, str], corrections: int) -> list[str]:
+def notes_on(kinds: Iterable[Kind], left: Mapping[str, str], corrections: int) -> list[str]:
     """What a reader of the folder should know.
 
     Args:

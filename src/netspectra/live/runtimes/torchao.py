@@ -149,7 +149,6 @@ def write_torchao(
         notes.append(f"codes of fewer than 8 bits, in {len(narrow)} layers, take 8 on disk: torchao has them in bytes")
     with new_folder(to) as folder:
         notes += go_along(folder, source)
-        beside(folder)
         if corrected := write_adapter(model, folder / FOLDER, _separate):
             notes.append(f"corrections of {len(corrected)} layers: {FOLDER}/, to be loaded with PEFT")
         from torchao.core.config import config_to_dict  # pyright: ignore[reportMissingImports]
@@ -159,6 +158,7 @@ def write_torchao(
             _by_transformers(cast(Any, made), config, folder)
         else:
             _plain(made, folder)
+        beside(folder)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Saved(str(to), size, True, 0, tuple(notes))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Along:
 
 def losses_along(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     objective: Objective,
     changed: Mapping[str, Sequence[nn.Module]],
     *,
@@ -49,10 +50,11 @@ def losses_along(
 
     Args:
         model: the original; left untouched.
-        batches: what it is called with; no more of them than ``samples`` need.
+        batches: what it is called with; no more of them than ``samples`` need, and again with new draws where they
+            are fewer: what a draw adds to the error is more than what samples differ by.
         objective: whose draws are differentiated: their squared gradients are its curvature.
         changed: replacements by the name of the module that each of them would stand for.
-        samples: at most, about: whole batches are run.
+        samples: how many to draw for, about: whole batches are run.
         seed: of the draws.
         progress: told the share that is done.
 
@@ -72,7 +74,7 @@ def losses_along(
         recorder = _Recorder(changed)
         for name in changed:
             hooks.callback(model.get_submodule(name).register_forward_hook(recorder.hook(name)).remove)
-        for batch in batches:
+        for batch in cycle(batches):
             if seen >= samples:
                 break
             recorder.begin(samples_in(batch))

@@ -37,7 +37,7 @@ def check(shop: Workshop, objective: Objective, progress: Progress) -> list[str]
     choices of that kind take the ratio of the two; those of more bits that of the nearest. A block of several layers
     takes the ratio of those in whose outputs its error shows.
 
-    Cost: a forward and a backward pass over ``options.checked`` samples at most, and up to four fits a layer.
+    Cost: a forward and a backward pass over ``options.checked`` samples, and up to four fits a layer.
     """
     found = _ratios(shop, objective, progress)
     if not found:

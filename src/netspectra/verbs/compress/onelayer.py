@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,19 +13,17 @@ from torch import Tensor, nn
 from netspectra.errors import InputRefused
 from netspectra.forms import FORMS, Member, Site, Spec
 from netspectra.forms.codes import Coding
-from netspectra.forms.factors import is_conv1d
 from netspectra.forms.rounded import bits_of
-from netspectra.live.build import skeleton, state_owners
 from netspectra.methods import METHODS
 from netspectra.plan import Cost
-from netspectra.verbs.compress.calibrate import WIDEST, Calibration, layers
+from netspectra.verbs.compress.calibrate import WIDEST, Calibration
 from netspectra.verbs.compress.latency import Clock
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.sites import Members, Shrinkage
 from netspectra.verbs.compress.workshop import possible
-from netspectra.weight import ITEMSIZE, Layout, Part, Selection, Source, TensorRef, Weight
+from netspectra.weight import ITEMSIZE, TensorRef, Weight
 
-__all__ = ["Layer", "Making", "Offer", "Pack", "found_in", "made", "offered", "own_state"]
+__all__ = ["Layer", "Making", "Offer", "Pack", "made", "offered", "own_state"]
 
 FACTORED, CODED, CORRECTED = 24, 56, 100  # bytes a number at the peak: for factors; for codes; and their corrections
 Offer = tuple[str, list[tuple[str, int, Cost, float]]]
@@ -95,84 +93,6 @@ class Layer(Weight):
             if self.bias is not None:
                 made.bias.copy_(self.bias.load())  # type: ignore[operator]
         return made
-
-
-def found_in(source: Source, options: CompressOptions, calibration: Calibration | None) -> dict[str, Layer]:
-    """The layers that can be replaced, by module name.
-
-    Args:
-        source: the checkpoint.
-        options: selection and forms.
-        calibration: what is known of it.
-
-    Raises:
-        InputRefused: packed weights, names that are not the live model's, or nothing is selected.
-    """
-    packed = [ref for ref in source.tensors if ref.stored or (len(ref.shape) > 1 and ITEMSIZE.get(ref.dtype, 8) == 1)]
-    if packed:
-        raise InputRefused(f"{source.path}: {packed[0].name} is packed ({packed[0].stored or packed[0].dtype}); "
-                           "only a live model decodes it: leave --stream out")  # fmt: skip
-    allowed, selection = _live_layers(source), Selection(options.include, options.exclude)
-    taking = FACTORED if options.axis == "parameters" else CORRECTED if max(options.coding.ranks) else CODED
-    known = calibration and (calibration.path or calibration)
-    refs = {ref.name: ref for ref in source.tensors}
-    found = {}
-    for weight in _unfused(source, allowed or {}):
-        whole = not weight.part.index and weight.part.reshape is None and weight.factors is None
-        named = weight.name.endswith(".weight") and not weight.aliases and weight.layout.groups == 1
-        if whole and named and weight.kind in ("linear", "embedding") and len(weight.part.shape) == 2:
-            name = weight.name.removesuffix(".weight")
-            stands = weight.kind if allowed is None else _stands(allowed.get(name))
-            if selection.accepts(weight.name) and stands:
-                own = {field.name: getattr(weight, field.name) for field in fields(Weight)}
-                found[name] = Layer(**own, bias=refs.get(f"{name}.bias"), stands=stands, taking=taking, known=known)
-    if not found:
-        raise InputRefused("no layer is selected: see --include and --exclude, or netspectra inspect")
-    if calibration is not None and not any(name in calibration.owner for name in found):
-        raise InputRefused(
-            f"{calibration.path or 'the calibration'}: moments of another model: it knows none of the selected layers"
-        )
-    return found
-
-
-def _unfused(source: Source, allowed: Mapping[str, nn.Module]) -> Iterator[Weight]:
-    """The weights, those that are parts of one layer of the live model (fused query, key and value) as that layer."""
-    seen = set()
-    for weight in source.weights:
-        ref = weight.part.ref
-        live = allowed.get(ref.name.removesuffix(".weight"))
-        if not weight.part.index or live is None or len(ref.shape) != 2 or weight.factors is not None:
-            yield weight
-        elif ref.name not in seen:
-            seen.add(ref.name)
-            yield Weight(ref.name, "linear", Part(ref), Layout((1,) if is_conv1d(live) else (0,)))
-
-
-def _stands(live: nn.Module | None) -> str:
-    """What a layer of the live model is; empty where there is none that may be replaced."""
-    if live is None:
-        return ""
-    return "embedding" if isinstance(live, nn.Embedding) else "conv1d" if is_conv1d(live) else "linear"
-
-
-def _live_layers(source: Source) -> dict[str, nn.Module] | None:
-    """The modules that may be replaced, as the live model has them, without numbers; None where no config tells.
-
-    Refuses before any work what no live model could load afterwards.
-    """
-    if not source.config:
-        return None
-    model = skeleton(source.config, source.path)
-    owners = state_owners(model)
-    names = {name for group in owners for name in group}
-    strangers = [ref.name for ref in source.tensors if ref.name not in names and ref.dtype.startswith(("f", "bf"))]
-    if strangers:
-        raise InputRefused(
-            f"{source.path}: {strangers[0]} is called otherwise in the live {type(model).__name__}; "
-            "only a live model renames it: leave --stream out"
-        )
-    tied = {name.removesuffix(".weight") for group in owners if len(group) > 1 for name in group}
-    return {name: module for name, module in layers(model).items() if name not in tied}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class CompressOptions:
             little worse on texts like the calibration's, much better on others; None: 0.4 where the model reads
             tokens, else 0.
         centre: take errors about the mean and fold the rest into biases.
-        checked: samples, at most, along whose errors the predicted losses are checked; 0: the moments are believed,
+        checked: draws of samples, about, along whose errors predicted losses are checked; 0: the moments are believed,
             as if tokens did not depend on one another.
         held_out: share of the calibration samples that only judges.
         timed: measure each form's time; None: where a latency budget asks.

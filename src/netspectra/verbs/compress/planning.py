@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from netspectra.errors import InputRefused
 from netspectra.forms import FORMS
-from netspectra.plan import Cost, Decision, Plan
+from netspectra.plan import Cost, Decision, Plan, fingerprint
 from netspectra.verbs.compress.allocate import Choice, Component, Measure, total, walked
 from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.checked import check
@@ -26,6 +24,7 @@ from netspectra.verbs.compress.workshop import Progress, Workshop, opened
 
 __all__ = ["compress", "frontier"]
 
+NO_DATA = "no calibration data: plain truncation, layer by layer; expect far more loss than with data"
 FEW_TOKENS = 3.0  # tokens a dimension under which a warning is due
 
 
@@ -57,8 +56,10 @@ def compress(
     Raises:
         InputRefused: the budget cannot be met, nothing is selected, the plan is another model's.
     """
+    if plan is not None:
+        plan.must_fit(fingerprint(model.named_parameters()))
     shop, objective = opened(model, options, data, calibration, progress)
-    notes = [*_notes(shop, objective), *prepare(shop)]
+    notes = [*_notes(shop, objective, verb), *prepare(shop)]
     if objective is not None and shop.weighed and options.checked:
         notes += check(shop, objective, progress)
     if plan is not None:
@@ -74,8 +75,7 @@ def compress(
     made = replace(_plan(shop, held_out, why, tuple(notes), objective), verb=verb)
 
     def put(target: nn.Module) -> nn.Module:
-        if _fingerprint(target) != made.fingerprint:
-            raise InputRefused("this model is not the one the plan was made for (other names or shapes of parameters)")
+        made.must_fit(fingerprint(target.named_parameters()))
         return apply_(shop, made, target, progress)
 
     return made.bound(put), shop
@@ -125,7 +125,7 @@ def _plan(
         held_out=held_out,
         frontier=tuple(frontier(shop.parts, shop.options.axis)) if comparable else (),
         notes=notes,
-        fingerprint=_fingerprint(shop.model),
+        fingerprint=fingerprint(shop.model.named_parameters()),
     )  # fmt: skip
 
 
@@ -166,11 +166,10 @@ def frontier(parts: Sequence[Component], measure: Measure, points: int = 40) -> 
         }
 
 
-def _notes(shop: Workshop, objective: Objective | None) -> list[str]:
+def _notes(shop: Workshop, objective: Objective | None, verb: str) -> list[str]:
     notes = []
-    if shop.calibration is None:
-        notes.append("no calibration data: plain truncation, layer by layer; expect far more loss than with data")
-        return notes
+    if shop.calibration is None:  # quantization, which truncates nothing, has its own words for it
+        return [NO_DATA] if verb == "compress" else []
     if objective is not None:
         notes.append(f"what is kept: the model's {objective.name}; pass objective= for something else")
     few = [n for n, moments in shop.calibration.inputs.items()
@@ -182,10 +181,3 @@ def _notes(shop: Workshop, objective: Objective | None) -> list[str]:
             f"dimension (least: {least:.2g}); give more calibration samples"
         )
     return notes
-
-
-def _fingerprint(model: nn.Module) -> str:
-    content = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        content.update(f"{name} {tuple(parameter.shape)}\n".encode())
-    return content.hexdigest()[:16]

@@ -17,7 +17,10 @@ from netspectra.linalg.moments import Moments, shrunk
 from netspectra.verbs.compress.calibrate import CONVOLUTIONS, WIDEST, Calibration, layers
 from netspectra.weight import Selection
 
-__all__ = ["Members", "Shrinkage", "Sites", "find_sites", "matrix"]
+__all__ = ["NO_LAYER", "TIED", "Members", "Shrinkage", "Sites", "find_sites", "matrix"]
+
+NO_LAYER = "{} multiplies it by itself: there is no layer to replace"
+TIED = "tied to {}: every form replaces one layer, and both would have to change alike"
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ def _left(
         elif not selection.accepts(f"{name}.weight"):
             left[name] = "not selected"
         elif shared:
-            left[name] = f"tied to {shared[0]}: every form replaces one layer, and both would have to change alike"
+            left[name] = TIED.format(shared[0])
         elif not module.weight.is_floating_point():  # type: ignore[union-attr]
             left[name] = "its numbers are codes"
         elif calibration is not None and name not in calibration.owner:
@@ -235,6 +238,6 @@ def _left(
             for parameter in own:
                 left.setdefault(
                     f"{name}.{parameter}".lstrip("."),
-                    f"{type(module).__name__} multiplies it by itself: there is no layer to replace",
+                    NO_LAYER.format(type(module).__name__),
                 )
     return left

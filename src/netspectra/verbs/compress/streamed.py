@@ -27,11 +27,12 @@ from netspectra.run.local import LocalRun
 from netspectra.verbs.compress.allocate import Budget, Choice, Component, Option, allocate, total, uniform
 from netspectra.verbs.compress.calibrate import Calibration
 from netspectra.verbs.compress.decide import budget_of
-from netspectra.verbs.compress.onelayer import Layer, Making, Pack, found_in, made, offered, own_state
+from netspectra.verbs.compress.onelayer import Layer, Making, Pack, made, offered, own_state
 from netspectra.verbs.compress.options import CompressOptions
 from netspectra.verbs.compress.planning import frontier
 from netspectra.verbs.compress.redrawn import agreed
 from netspectra.verbs.compress.replace import DENSE
+from netspectra.verbs.compress.selected import Selected, left_alone, select
 from netspectra.verbs.compress.workshop import Progress
 from netspectra.weight import Source, TensorRef
 
@@ -86,7 +87,7 @@ def compress_stream(
         InputRefused: packed weights, names that are not the live model's, a budget that cannot be met.
     """
     stream = Stream.of(source, options, calibration, run, progress)
-    plan = plan or stream.plan()
+    plan = stream.given(plan) if plan is not None else stream.plan()
     if to is None:
         return plan, None
     fitted = stream.fitted(plan, Path(to))
@@ -118,14 +119,14 @@ class Stream:
 
     Attributes:
         source: where from.
-        layers: what can be replaced, by module name.
+        found: its layers: what can be replaced, what is left.
         making: how it becomes something else.
         run: the engine.
         progress: is told what is being done.
     """
 
     source: Source
-    layers: Mapping[str, Layer]
+    found: Selected
     making: Making
     run: Run
     progress: Progress
@@ -149,7 +150,28 @@ class Stream:
         known = "two_sided" if calibration and calibration.outputs else "whitened" if calibration else "plain"
         travelling = replace(options, forms=forms, method=options.method or known, objective=None, task=None,
                              timed=False, never_slower=False)  # fmt: skip
-        return cls(source, found_in(source, travelling, calibration), Making(travelling), run, progress)
+        return cls(source, select(source, travelling, calibration), Making(travelling), run, progress)
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """What can be replaced, by module name."""
+        return self.found.layers
+
+    def without(self, reasons: Mapping[str, str]) -> Stream:
+        """The same, some of its layers left alone: why, by name."""
+        alone = {name: _left(self.layers[name], reason) for name, reason in reasons.items()}
+        rest = {name: layer for name, layer in self.layers.items() if name not in alone}
+        return replace(self, found=replace(self.found, layers=rest, left={**alone, **self.found.left}))
+
+    def given(self, plan: Plan) -> Plan:
+        """A plan from elsewhere.
+
+        Raises:
+            InputRefused: it is another model's, or it asks for what no stream does.
+        """
+        plan.must_fit(self.found.fingerprint)
+        self._decided(plan)
+        return plan
 
     def plan(self, budget: Callable[[Sequence[Layer]], Budget] | None = None, weighed: bool | None = None) -> Plan:
         """What every layer becomes: by predicted loss where the method can compare layers, else the same share of each.
@@ -186,7 +208,8 @@ class Stream:
             for option in chosen
             for one in option.choices
         }
-        decisions = tuple(made.get(name) or _left(layer, offers[name][0]) for name, layer in self.layers.items())
+        decided_on = (made.get(name) or _left(layer, offers[name][0]) for name, layer in self.layers.items())
+        decisions = (*decided_on, *self.found.left.values())
         whole = Cost(self.source.parameters, sum(ref.nbytes for ref in self.source.tensors))
         dense, decided = total(d.before for d in made.values()), total(d.after for d in made.values())
         after = Cost(
@@ -203,7 +226,7 @@ class Stream:
             totals={"selected_before": dense, "selected_after": decided, "model_before": whole, "model_after": after},
             frontier=tuple(frontier(parts, options.axis)) if weighed and parts else (),
             notes=(note, "planned without a live model: nothing was tried on held-out data"),
-            fingerprint=self.source.fingerprint,
+            fingerprint=self.found.fingerprint,
         )
 
     def fitted(self, plan: Plan, to: Path, pack: Pack = own_state) -> dict[str, Fitted]:
@@ -237,6 +260,11 @@ class Stream:
                 raise InputRefused(
                     f"{name}: the plan replaces it, the checkpoint has no such plain matrix among the selected"
                 )
+            if decision.before.parameters != self.layers[name].numbers:
+                raise InputRefused(
+                    f"{name}: has {self.layers[name].numbers:,} numbers, in the plan {decision.before.parameters:,}: "
+                    "the plan was made for another model"
+                )
             found[name] = (decision.form, decision.size)
         return found
 
@@ -257,8 +285,7 @@ class Stream:
 
 def _left(layer: Layer, reason: str) -> Decision:
     """A layer that is not decided on."""
-    cost = Cost(layer.numbers, layer.nbytes + layer.spare)
-    return Decision(layer.layer, "left", (layer.layer,), DENSE, 0, cost, cost, 0.0, reason)
+    return left_alone(layer.layer, Cost(layer.numbers, layer.nbytes + layer.spare), reason)
 
 
 def _alike(parts: Sequence[Component], budget: Budget, method: str) -> list[Option]:

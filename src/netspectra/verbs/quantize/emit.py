@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from netspectra.checkpoint import sizes_in
 from netspectra.errors import InputRefused
 from netspectra.forms import Spec
 from netspectra.forms.place import placed
 from netspectra.forms.rounded import bits_of
 from netspectra.live.runtimes import coded_modules, decoded
+from netspectra.live.runtimes.adapter import ADAPTED
 from netspectra.live.saved import Saved, save
 from netspectra.plan import Plan
 from netspectra.verbs.compress.calibrate import layers
@@ -107,32 +109,59 @@ def write_recipe(folder: Path, specs: Mapping[str, Spec], plan: Plan) -> None:
     """Write ``recipe.json``.
 
     Args:
-        folder: of the model.
+        folder: of the model, whose tensors are there already.
         specs: of the quantized layers, by name.
         plan: what was decided.
     """
-    text = strict_json(recipe(specs, plan), indent=1)
+    text = strict_json(recipe(specs, plan, _lying(folder, plan)), indent=1)
     (folder / RECIPE).write_text(text, encoding="utf-8")
 
 
-def recipe(specs: Mapping[str, Spec], plan: Plan) -> dict[str, Any]:
-    """What was done to each layer, what it was predicted to cost, what was measured, and who reads which format."""
+def _lying(folder: Path, plan: Plan) -> dict[str, int]:
+    """Bytes that the modules of a plan take in the files of a folder, corrections beside the model included."""
+    modules = {name for decision in plan for name in decision.modules}
+    found: dict[str, int] = {}
+    for tensor, size in sizes_in(folder).items():
+        name = tensor.removeprefix(ADAPTED)
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        if name:
+            found[name] = found.get(name, 0) + size
+    return found
+
+
+def recipe(specs: Mapping[str, Spec], plan: Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What was done to each layer, what it was predicted to cost, what was measured, and who reads which format.
+
+    Args:
+        specs: of the quantized layers, by name.
+        plan: what was decided.
+        sizes: bytes of each module in the file, which are not those of the plan where a format holds no such codes;
+            none where the file calls tensors otherwise (GGUF).
+    """
     layers = {
         name: {
             "bits": spec["bits"],
             "group": spec.get("group"),
             "symmetric": spec.get("symmetric", False),
             "rank": spec.get("rank", 0),
+            "bytes": sizes.get(name),
             "predicted_loss": plan[name].loss,
         }
         for name, spec in specs.items()
     }
     before = plan.totals["selected_before"]
     losses = [decision.loss for decision in plan]
+    decided = [name for decision in plan if decision.kind != "left" for name in decision.modules]
+    known = all(name in sizes for name in decided)
     return {
         "format": 1,
         "layers": layers,
-        "bytes": {"before": before.bytes, "after": plan.totals["selected_after"].bytes},
+        "bytes": {
+            "before": before.bytes,
+            "planned": plan.totals["selected_after"].bytes,
+            "after": sum(sizes[name] for name in decided) if known else None,
+        },
         "predicted_loss": None if None in losses else sum(loss or 0.0 for loss in losses),
         "measured": plan.finish.get("final"),
         "held_out": dict(plan.held_out),

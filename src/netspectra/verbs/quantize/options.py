@@ -37,7 +37,7 @@ class QuantizeOptions:
         rounding: ``compensated``: later inputs make up for the errors of earlier ones (GPTQ); ``nearest``.
         rounds: times that codes and correction are made anew for what the other leaves.
         weigh: ``predicted``: by the spectrum of the error under moments of activations and gradients, checked along
-            each layer's own error in one more pass over 256 samples at most; ``measured``: the moments' prediction,
+            each layer's own error in one more pass over some 256 samples; ``measured``: the moments' prediction,
             scaled for each layer by the loss measured when it alone is quantized; ``weights``: by the error of
             the weights alone, which does not predict the loss and is here to show it.
         forms: forms of `netspectra.forms` that may be chosen instead: ``neurons``, ``pivoted``, ... for joint plans.
