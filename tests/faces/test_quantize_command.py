@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from tests.faces.test_cli import run
 from tests.faces.test_compress_command import model  # noqa: F401 - a fixture
 
 pytest.importorskip("transformers")
+WIDTH = 64
 BATCH = {"input_ids": torch.arange(2, 10)[None]}
 
 
@@ -67,6 +69,30 @@ def test_contradictions_end_in_one_line(model, tmp_path, options, message):  # n
     options = tuple(str(tmp_path / one) if one == "x" else one for one in options)
     done = run("quantize", model / "model", *options)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"input_ids": [[3, 4, 5], [3, 4, 5000]]}, "does not run on it: index out of range"),
+        ({"inputs_embeds": [[0.5, 1.5]]}, "does not run on it: Expected tensor"),  # one alone goes by position
+        ({"inputs_embeds": [[[float("nan")] * WIDTH] * 3] * 4, "attention_mask": [[1] * 3] * 4}, "answers with NaN"),
+    ],
+)
+def test_inputs_that_are_not_the_models_end_in_one_line(model, tmp_path, arrays, message):  # noqa: F811
+    path = tmp_path / "inputs.npz"
+    np.savez(path, **{name: np.array(rows, np.float32 if name == "inputs_embeds" else np.int64)
+                      for name, rows in arrays.items()})  # fmt: skip
+    done = run("quantize", model / "model", "--calibration", path, "-o", tmp_path / "x")
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_gguf_cannot_hold_is_refused_before_the_work(model, tmp_path):  # noqa: F811
+    pytest.importorskip("gguf")
+    done = run("quantize", model / "model", "--calibration", model / "text.txt", "-o", tmp_path / "x", "--format",
+               "gguf", "--moments", tmp_path / "moments.safetensors")  # fmt: skip
+    assert done.returncode == 2 and "no GGUF architecture" in done.stderr
+    assert not (tmp_path / "moments.safetensors").exists()
 
 
 def test_a_stream_plans_edits_and_writes_what_loads(model, tmp_path):  # noqa: F811

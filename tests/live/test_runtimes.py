@@ -174,6 +174,25 @@ def test_torchao_reads_networks_that_are_not_transformers(tmp_path):
 
 
 @needs_torchao
+def test_torchao_multiplies_in_what_peft_cannot_add(tmp_path):
+    """PEFT takes a table of torchao's for a Linear; and it has no correction for convolutions."""
+    peft = pytest.importorskip("peft")
+    names = {"model.embed_tokens": ("int3", 8), "model.layers.0.mlp.up_proj": ("int3", 8)}
+    model = forced(llama(), [texts(i) for i in range(2)], names)
+    saved = emit(model, tmp_path / "m", "torchao")
+    assert any("model.embed_tokens: PEFT cannot add" in note for note in saved.notes)
+    assert any("take 8 on disk" in note for note in saved.notes)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    joined = peft.PeftModel.from_pretrained(base, tmp_path / "m" / "correction").eval()
+    torch.testing.assert_close(logits(joined), logits(model), rtol=1e-4, atol=1e-5)
+    forms = forced(network(), images(), {"2": ("int3", 8), "6": ("int4", 0)})
+    emit(forms, tmp_path / "n", "torchao")
+    assert not (tmp_path / "n" / "correction").exists()
+    with pytest.raises(InputRefused, match="for no layer"):
+        emit(forced(network(), images(), {"2": ("int3", 8)}), tmp_path / "o", "torchao")
+
+
+@needs_torchao
 def test_torchaos_config_by_name_is_read_by_torchao(tmp_path):
     from torchao.core.config import config_from_dict
     from torchao.quantization import quantize_
@@ -295,6 +314,46 @@ def test_gguf_is_read_by_its_library_and_by_ours(tmp_path):
     lines = (tmp_path / "m" / "llama-quantize.txt").read_text().splitlines()
     assert len(lines) == len(coded_modules(model))
     assert all(line.startswith("--tensor-type blk\\.") for line in lines)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gguf_holds_a_table_of_tokens_of_its_own(tmp_path, dtype):
+    """Untied, it is quantized as any matrix; what is not quantized keeps its numbers if they are bfloat16."""
+    gguf = pytest.importorskip("gguf")
+    options = {"symmetric": True, "levels": (8, 5, 4), "group": 32, "ranks": (0,), "exclude": ("*o_proj*",)}
+    model, plan = quantized(llama(dtype=dtype), [texts(0)], bits=6.0, scales="float16", **options)
+    emit(model, tmp_path / "m", "gguf", plan=plan)
+    kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "m" / "model.gguf").tensors}
+    assert kinds["token_embd.weight"][0] == kinds["output.weight"][0] == "Q"
+    assert kinds["blk.0.attn_output.weight"] in ("F16", "BF16")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", gguf_file="model.gguf")
+    table = model.get_submodule("model.embed_tokens")
+    assert torch.equal(theirs.get_input_embeddings().weight, table.rounded(torch.float32))
+    again = ns.load(tmp_path / "m")
+    assert torch.equal(again.get_input_embeddings().weight.float(), table.rounded(torch.float32))
+    if dtype is torch.bfloat16:
+        dense = [one.model.layers[1].self_attn.o_proj.weight for one in (model, theirs, again)]
+        assert torch.equal(dense[0].float(), dense[1]) and torch.equal(dense[0].float(), dense[2].float())
+        with pytest.raises(InputRefused, match="scales are no float16"):
+            emit(quantized(llama(dtype=dtype), [texts(0)], bits=6.0, **options)[0], tmp_path / "n", "gguf")
+        with pytest.raises(InputRefused, match=r"in which torchao has them|pip install torchao"):
+            emit(model, tmp_path / "n", "torchao")
+    torch.testing.assert_close(logits(theirs), logits(model).float(), rtol=0.05, atol=0.02)
+
+
+def test_gguf_decodes_a_table_of_positions(tmp_path):
+    pytest.importorskip("gguf")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=4, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config).eval()
+    options = {"symmetric": True, "levels": (8, 5, 4), "group": 32, "ranks": (0,)}
+    model, plan = quantized(model, [texts(0)], bits=6.0, **options)
+    saved = emit(model, tmp_path / "m", "gguf", plan=plan)
+    assert "transformer.wpe: a table of positions; decoded, float32" in saved.notes
+    again = ns.load(tmp_path / "m")
+    for name, module in coded_modules(model).items():
+        assert torch.equal(again.get_submodule(name).weight.float(), module.weight.detach())
 
 
 def test_gguf_refuses_what_it_cannot_hold(tmp_path):

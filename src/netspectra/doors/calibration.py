@@ -173,12 +173,44 @@ def opened(
     if is_tensors(calibration):
         size = size or 32
         batches = tensor_batches(open_source(calibration), size=size)[: max(1, samples // size)]
-        return source, build(source, made), batches
+        network = build(source, made)
+        _must_run(network, batches, calibration)
+        return source, network, batches
     texts, words = _spread(read_samples(calibration), samples), tokenizer(source)
     network = build(source, made)
     texts.sort(key=len)  # alike lengths in a batch: less padding
     size = size or affordable(network, tokens)
     return source, network, text_batches(texts, words, network, size=size, longest=tokens)
+
+
+def _must_run(network: torch.nn.Module, batches: list[Any], file: Path) -> None:
+    """Refuse inputs that are not the model's: one sample of each batch is run, that with the largest whole number.
+
+    Raises:
+        InputRefused: the model raises.
+    """
+    import torch
+
+    from netspectra.errors import lacks_memory
+    from netspectra.live.batches import call, samples_in, selected, tensors
+    from netspectra.live.untouched import untouched
+    from netspectra.verbs.compress.calibrate import fitting
+
+    with untouched(network), torch.no_grad():
+        for batch in batches:
+            whole = [t for t in tensors(batch) if not t.is_floating_point() and t.numel()]
+            row = int(whole[0].flatten(1).amax(1).argmax()) if whole and whole[0].dim() > 1 else 0
+            sample = selected(batch, torch.tensor([row]), samples_in(batch))
+            try:
+                call(network, fitting(network, sample))
+            except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as wrong:
+                if lacks_memory(wrong):
+                    raise
+                reason = " ".join(str(wrong).split())[:160] or type(wrong).__name__
+                raise InputRefused(
+                    f"{file}: the model does not run on it: {reason}. Its arrays are to be what the model is called "
+                    "with, by name or in order"
+                ) from None
 
 
 def _spread(texts: list[str], count: int) -> list[str]:

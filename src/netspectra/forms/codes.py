@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Coding:
         rounds: times that codes and correction are made anew, each for what the other leaves; 1: once each. Where the
             weight itself is nearly of the correction's rank, codes are made for what it leaves of it, too.
         bits: numbers of bits that are worked out together, as they share most of the work.
+        scales: their dtype; None: bfloat16 in a model of that dtype, else float16.
     """
 
     group: int = 64
@@ -41,6 +43,7 @@ class Coding:
     weighed: bool = True
     rounds: int = 1
     bits: tuple[int, ...] = BITS
+    scales: Literal["float16"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

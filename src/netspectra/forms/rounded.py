@@ -46,10 +46,10 @@ def _of(site: Site, bits: int) -> Found:
 
 
 def _grid(site: Site, bits: int) -> Grid:
-    """Its levels; scales have the dtype of a model that computes in bfloat16."""
+    """Its levels; scales have the dtype of a model that computes in bfloat16, unless another is asked for."""
     coding, weight = _coding(site), cast(Tensor, site.member.module.weight)
-    scale = "bfloat16" if weight.dtype == torch.bfloat16 else "float16"
-    return Grid(bits, coding.group, coding.symmetric, scale)
+    usual = "bfloat16" if weight.dtype == torch.bfloat16 else "float16"
+    return Grid(bits, coding.group, coding.symmetric, coding.scales or usual)
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,12 @@ class Coded:
     bits: int
 
     def numbers(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The matrix it stands for; exact in float32 and float64."""
+        """The matrix it stands for; exact in float32 and float64, and nearest to that in narrower dtypes."""
         m, n = self.codes.shape
         cut = self.codes.reshape(m, self.scale.shape[1], -1)
-        return ((cut.to(dtype) - self.zero[..., None].to(dtype)) * self.scale[..., None].to(dtype)).reshape(m, n)
+        wide = torch.promote_types(dtype, torch.float32)
+        found = (cut.to(wide) - self.zero[..., None].to(wide)) * self.scale[..., None].to(wide)
+        return found.to(dtype).reshape(m, n)
 
 
 def group_of(n: int, group: int) -> int:

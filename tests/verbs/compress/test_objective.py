@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import netspectra as ns
-from netspectra.verbs.compress.objective import as_objective
+from netspectra.verbs.compress.objective import as_objective, pooled
 
 transformers = pytest.importorskip("transformers")
 
@@ -64,3 +64,10 @@ def test_an_answer_ends_as_well_as_it_begins():
     assert torch.equal(signal, torch.cat([out.start_logits, out.end_logits]))
     plan = ns.quantize(model, bits=4, calibration=[batch()])
     assert plan.options["objective"] == "logits" and plan["qa_outputs"].loss > 0
+
+
+def test_a_mask_of_other_tokens_is_none():
+    """As where a model shortens what it reads, or sets tokens of its own before it."""
+    hidden = torch.randn(2, 3, 4)
+    found = pooled(hidden, {"attention_mask": torch.ones(2, 5)})
+    torch.testing.assert_close(found, nn.functional.normalize(hidden.mean(1), dim=-1))

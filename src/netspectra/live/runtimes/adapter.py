@@ -6,7 +6,7 @@ Layout: PEFT's documentation of its checkpoint format: the update of ``PATH.weig
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,17 +25,20 @@ ADAPTED = "base_model.model."  # what PEFT puts before the name of a layer
 FOLDER = "correction"  # beside the model
 
 
-def write_adapter(model: nn.Module, folder: Path) -> list[str]:
+def write_adapter(
+    model: nn.Module, folder: Path, taken: Callable[[CodedModule], bool] = lambda module: True
+) -> list[str]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for every layer that has a correction.
 
     Args:
         model: with a plan applied.
         folder: made; nothing is written where no layer has a correction.
+        taken: which of them, where others have theirs in their weight.
 
     Returns:
         Names of the layers whose corrections are in it.
     """
-    modules = {name: module for name, module in coded_modules(model).items() if module.rank}
+    modules = {name: module for name, module in coded_modules(model).items() if module.rank and taken(module)}
     turned = any(getattr(module, "turned", False) for module in modules.values())
     refs = {name: [_ref(*pair) for pair in correction(module, name).items()] for name, module in modules.items()}
     write_corrections(folder, {name: module.rank for name, module in modules.items()}, refs, turned)

@@ -8,7 +8,7 @@ Names and orders: `netspectra.live.gguf`, the other way round.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from netspectra.checkpoint import new_folder
 from netspectra.errors import InputRefused
-from netspectra.forms.coded import CodedLinear, CodedModule
+from netspectra.forms.coded import CodedConvolution, CodedModule
 from netspectra.linalg.packing import unpack
 from netspectra.live.gguf import ARCHITECTURES, Architecture
 from netspectra.live.runtimes import coded_modules, decoded, lacking
@@ -31,9 +31,10 @@ from netspectra.weight import Source
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-__all__ = ["llama_quantize_lines", "write_gguf"]
+__all__ = ["architecture", "check", "llama_quantize_lines", "write_gguf"]
 
 BLOCK = 32
+SUITED = 'for GGUF quantize with group=32, symmetric=True, scales="float16", levels of 16, 8, 5, 4 (--format gguf does)'
 TYPES = {8: "Q8_0", 5: "Q5_0", 4: "Q4_0"}
 LLAMA_QUANTIZE = {16: "f16", 8: "q8_0", 6: "q6_K", 5: "q5_K", 4: "q4_K", 3: "q3_K", 2: "q2_K"}
 # Entries of a config -> keys of the metadata under the architecture's name.
@@ -49,12 +50,14 @@ KEYS = {
 FLOATS = {"rms_norm_eps": "attention.layer_norm_rms_epsilon", "layer_norm_epsilon": "attention.layer_norm_epsilon"}
 
 
-def _row(model: nn.Module) -> tuple[str, Architecture]:
+def architecture(model: nn.Module) -> tuple[str, Architecture]:
     """The architecture's name in GGUF and its table.
 
     Raises:
-        InputRefused: the table has none for this model.
+        InputRefused: the table has none for this model; the gguf library is missing.
     """
+    if find_spec("gguf") is None:
+        raise lacking("the format gguf", "gguf")
     kind = getattr(getattr(model, "config", None), "model_type", None)
     for name, row in ARCHITECTURES.items():
         if is_transformers(model) and row.model_type == kind and row.model == type(model).__name__:
@@ -83,10 +86,12 @@ def llama_quantize_lines(model: nn.Module) -> str:
     Raises:
         InputRefused: nothing is quantized, or the architecture is not known.
     """
-    _, row = _row(model)
+    _, row = architecture(model)
     lines = []
     for name, module in coded_modules(model).items():
         theirs, _ = _renamed(row, f"{name}.weight")
+        if _positions(row, name):
+            continue
         lines.append(f"--tensor-type {re.escape(theirs)}={LLAMA_QUANTIZE[module.bits]}")
     return "\n".join(lines) + "\n"
 
@@ -96,26 +101,23 @@ def write_gguf(
 ) -> Saved:
     """Write ``model.gguf`` and ``llama-quantize.txt`` into a folder.
 
-    Tensors that were not quantized are float32 where they are vectors, float16 else. Metadata and tokenizer are copied
-    where the source is a GGUF file; from a transformers folder the file gets the architecture's numbers and no
-    tokenizer, which its notes say.
+    Tensors that were not quantized are float32 where they are vectors or positions, else float16, or bfloat16 where
+    that is what they are. A quantized table of positions is decoded, as llama.cpp wants it in float32. Metadata and
+    tokenizer are copied where the source is a GGUF file; from a transformers folder the file gets the architecture's
+    numbers and no tokenizer, which its notes say.
 
     Raises:
         InputRefused: an architecture or codes that the format does not know; the gguf library is missing.
     """
-    if find_spec("gguf") is None:
-        raise lacking("the format gguf", "gguf")
-    kind, row = _row(model)
-    modules = coded_modules(model)
+    kind, row = architecture(model)
+    every = coded_modules(model)
+    modules = {name: module for name, module in every.items() if not _positions(row, name)}
     for name, module in modules.items():
         if reason := _refuses(module):
-            raise InputRefused(
-                f"{name}: {reason}; for GGUF quantize with group=32, symmetric=True, levels of 16, 8, 5, 4 "
-                "(--group 32 --symmetric --level 8 --level 4)"
-            )
+            raise InputRefused(f"{name}: {reason}; {SUITED}")
     from gguf import GGUFWriter
 
-    notes = []
+    notes = [f"{name}: a table of positions; decoded, float32" for name in every if name not in modules]
     with new_folder(to) as folder:
         beside(folder)
         (folder / "llama-quantize.txt").write_text(llama_quantize_lines(model), encoding="utf-8")
@@ -133,9 +135,34 @@ def write_gguf(
     return Saved(str(to), size, True, 0, tuple(notes))
 
 
+def check(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse, before any work, layers that would not fit into blocks of 32 numbers.
+
+    Args:
+        model: not yet quantized.
+        names: of the layers that are to be.
+
+    Raises:
+        InputRefused: one does not, or the architecture is not known.
+    """
+    _, row = architecture(model)
+    for name in names:
+        stem = _renamed(row, f"{name}.weight")[1]
+        shape = cast(Tensor, model.get_submodule(name).weight).shape
+        columns = shape[0] if stem in row.transposed else shape[1]
+        if columns % BLOCK and not _positions(row, name):
+            raise InputRefused(
+                f"{name}: rows of {columns} numbers make no blocks of {BLOCK} for GGUF: --exclude {name}.weight"
+            )
+
+
+def _positions(row: Architecture, name: str) -> bool:
+    return row.names.get("position_embd") == name
+
+
 def _refuses(module: CodedModule) -> str:
-    if not isinstance(module, CodedLinear):
-        return "GGUF holds quantized Linear layers"
+    if isinstance(module, CodedConvolution):
+        return "GGUF holds no quantized convolutions"
     if module.bits == 16:
         return ""
     if module.bits not in TYPES:
@@ -197,6 +224,7 @@ def _tensors(
 ) -> Iterator[tuple[str, np.ndarray, tuple[Any, Any]]]:
     """Name, array and (shape, type) of every tensor."""
     from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
 
     plain = decoded(model, corrected=False)
     for name, value in plain.named_parameters():
@@ -210,8 +238,21 @@ def _tensors(
             continue
         tensor = _paired(value.detach(), heads)
         tensor = tensor.mT if stem in row.transposed and tensor.dim() == 2 else tensor
-        kind = np.float32 if tensor.dim() < 2 else np.float16
-        yield theirs, np.ascontiguousarray(tensor.float().numpy().astype(kind)), (None, None)
+        numbers = np.ascontiguousarray(tensor.float().numpy())
+        kind = _kind(value) if value.dim() > 1 and stem != "position_embd" else torch.float32
+        if kind is torch.bfloat16:
+            words = quantize(numbers, GGMLQuantizationType.BF16)
+            yield theirs, words, (words.shape, GGMLQuantizationType.BF16)
+            continue
+        yield theirs, numbers.astype(np.float16 if kind is torch.float16 else np.float32), (None, None)
+
+
+def _kind(value: Tensor) -> torch.dtype:
+    """16 bits that hold a matrix: float16, but bfloat16 where that alone is exact; float32 where neither would do."""
+    half = value.half()
+    if not torch.equal(half.to(value.dtype), value) and torch.equal(value.bfloat16().to(value.dtype), value):
+        return torch.bfloat16
+    return torch.float16 if bool(half.isfinite().all()) else torch.float32
 
 
 def _paired(value: Tensor, heads: int) -> Tensor:

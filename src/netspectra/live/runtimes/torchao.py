@@ -17,31 +17,40 @@ import torch
 from torch import nn
 
 from netspectra.checkpoint import new_folder
-from netspectra.forms.coded import CodedConvolution, CodedLinear, CodedModule, stock
+from netspectra.errors import InputRefused
+from netspectra.forms.coded import CodedConvolution, CodedEmbedding, CodedLinear, CodedModule, stock
 from netspectra.live.build import hushed, quiet_transformers
 from netspectra.live.runtimes import coded_modules, decoded, lacking
 from netspectra.live.runtimes.adapter import FOLDER, write_adapter
+from netspectra.live.runtimes.compressed import notes_on
 from netspectra.live.saved import Saved, go_along
 from netspectra.live.stock import is_transformers
 from netspectra.weight import Source
 
-__all__ = ["as_torchao", "torchao_config", "write_torchao"]
+__all__ = ["as_torchao", "needed", "torchao_config", "write_torchao"]
 
 CONFIG = "torchao_config.json"
 
 
 def refuses(module: CodedModule) -> str:
     """Why torchao has no tensor for a layer; empty where it has."""
+    if module.rank and isinstance(module, CodedEmbedding | CodedConvolution):
+        return "PEFT cannot add its correction to torchao's codes (--rank 0 asks for none); stays in the model's dtype"
     if module.bits == 16:
         return "16 bits: stays in the model's dtype"
     if isinstance(module, CodedLinear) and module.turned:
-        return "transformers' Conv1D multiplies in a way torchao has no kernel for"
+        return "transformers' Conv1D multiplies in a way torchao has no kernel for; stays in the model's dtype"
     if isinstance(module, CodedConvolution):
         if len(module.shape) != 4:
-            return "torchao knows convolutions over images only"
+            return "torchao knows convolutions over images only; stays in the model's dtype"
         if _group(module) % (module.shape[2] * module.shape[3]) and _group(module) != module.columns:
-            return "its groups cut through kernels"
+            return "its groups cut through kernels; stays in the model's dtype"
     return ""
+
+
+def _separate(module: CodedModule) -> bool:
+    """Whether a layer's correction goes beside the model, for PEFT; one that it cannot add is multiplied in."""
+    return module.rank > 0 and isinstance(module, CodedLinear)
 
 
 def _group(module: CodedModule) -> int:
@@ -55,12 +64,13 @@ def as_torchao(model: nn.Module) -> nn.Module:
     Raises:
         InputRefused: torchao is not installed, or nothing is quantized.
     """
-    _needed()
+    needed()
     with hushed():
         return decoded(model, lambda name, module: _layer(module), corrected=False)
 
 
-def _needed() -> None:
+def needed() -> None:
+    """Refuse where torchao is not installed."""
     if find_spec("torchao") is None:
         raise lacking("the format torchao", "torchao")
 
@@ -68,10 +78,15 @@ def _needed() -> None:
 def _layer(module: CodedModule) -> nn.Module:
     from torchao.quantization import IntxUnpackedToInt8Tensor  # pyright: ignore[reportMissingImports]
 
-    made = stock(module, corrected=False)
     if refuses(module):
-        return made
+        return stock(module, corrected=not _separate(module))
+    made = stock(module, corrected=False)
     coded = module.coded()
+    if not torch.equal(coded.scale.to(module.dtype).to(coded.scale.dtype), coded.scale):
+        raise InputRefused(
+            f"scales of {coded.scale.dtype} are no numbers of {module.dtype}, in which torchao has them: quantize "
+            "without the format gguf (scales=None), or write another format"
+        )
     middle = 2 ** (module.bits - 1)
     group = _group(module)
     block: tuple[int, ...] = (1, group)
@@ -99,7 +114,7 @@ def torchao_config(model: nn.Module) -> Any:
     Raises:
         InputRefused: torchao is not installed, or nothing is quantized.
     """
-    _needed()
+    needed()
     with hushed():
         from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup  # pyright: ignore[reportMissingImports]
 
@@ -127,10 +142,14 @@ def write_torchao(
     """
     made, config = as_torchao(model), torchao_config(model)
     modules = coded_modules(model)
-    notes = [f"{name}: {reason}" for name, module in modules.items() if (reason := refuses(module))]
+    notes = notes_on((), {name: reason for name, module in modules.items() if (reason := refuses(module))}, 0)
+    if all(map(refuses, modules.values())):
+        raise InputRefused(f"torchao has tensors for no layer of this model that is quantized ({notes[0]})")
+    if narrow := [name for name, module in modules.items() if module.bits < 8 and not refuses(module)]:
+        notes.append(f"codes of fewer than 8 bits, in {len(narrow)} layers, take 8 on disk: torchao has them in bytes")
     with new_folder(to) as folder:
         notes += go_along(folder, source)
-        if corrected := write_adapter(model, folder / FOLDER):
+        if corrected := write_adapter(model, folder / FOLDER, _separate):
             notes.append(f"corrections of {len(corrected)} layers: {FOLDER}/, to be loaded with PEFT")
         from torchao.core.config import config_to_dict  # pyright: ignore[reportMissingImports]
 

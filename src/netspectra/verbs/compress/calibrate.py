@@ -352,6 +352,11 @@ def calibrate(
                 else:
                     with torch.enable_grad():
                         signal = objective.of(model, batch)
+                        if bool(signal.isnan().any()):
+                            raise InputRefused(
+                                "the model answers with NaN in the calibration: its numbers overflow, or a sample "
+                                "holds NaN"
+                            )
                         if not signal.requires_grad:
                             raise InputRefused("the model's output depends on no layer that can be compressed")
                         for probe in range(probes):

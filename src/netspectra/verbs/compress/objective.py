@@ -98,14 +98,16 @@ def masked(hidden: Tensor, batch: Any) -> Tensor:
 
 
 def pooled(hidden: Tensor, batch: Any) -> Tensor:
-    """Mean over the tokens that are no padding, normalized: a sentence embedding.
+    """Mean over the tokens that are no padding, normalized: a sentence embedding; over all where no mask fits.
 
     >>> import torch
     >>> pooled(torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), {"attention_mask": torch.tensor([[1, 0]])}).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    weight = torch.ones(hidden.shape[:2]) if mask is None else mask
+    weight = torch.ones(hidden.shape[:2])
+    if isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]:
+        weight = mask
     weight = weight.to(hidden)[..., None]
     return F.normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1), dim=-1)
 

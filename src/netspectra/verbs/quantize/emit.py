@@ -17,10 +17,12 @@ from netspectra.live.runtimes import coded_modules, decoded
 from netspectra.live.runtimes.adapter import ADAPTED
 from netspectra.live.saved import Saved, save
 from netspectra.plan import Plan
-from netspectra.weight import Source
+from netspectra.verbs.compress.calibrate import layers
+from netspectra.verbs.quantize.options import QuantizeOptions
+from netspectra.weight import Selection, Source
 from netspectra.written import strict_json
 
-__all__ = ["FORMATS", "emit", "recipe", "write_recipe"]
+__all__ = ["FORMATS", "check", "emit", "recipe", "write_recipe"]
 
 FORMATS = ("netspectra", "torchao", "compressed-tensors", "gguf", "dequantized")
 RECIPE = "recipe.json"
@@ -62,6 +64,27 @@ def emit(
             write_recipe(folder, {one.module: one.spec for one in placed(model) if bits_of(one.form)}, plan)
 
     return _writer(kind)(model, to, source=source, beside=beside)
+
+
+def check(model: nn.Module, kind: str, options: QuantizeOptions) -> None:
+    """Refuse before any work a model, or options, whose codes a format will not hold.
+
+    Raises:
+        InputRefused: an architecture, a library or a grid that it lacks.
+    """
+    if kind == "torchao":
+        from netspectra.live.runtimes.torchao import needed
+
+        needed()
+    if kind == "gguf":
+        from netspectra.live.runtimes.gguf import BLOCK, SUITED, TYPES, architecture
+        from netspectra.live.runtimes.gguf import check as check_layers
+
+        architecture(model)
+        if not options.symmetric or options.group != BLOCK or set(options.levels) - {16, *TYPES}:
+            raise InputRefused(f"levels {options.levels}, groups of {options.group}: GGUF holds others; {SUITED}")
+        selection = Selection(options.include, options.exclude)
+        check_layers(model, [name for name in layers(model) if selection.accepts(f"{name}.weight")])
 
 
 def _writer(kind: str) -> Callable[..., Saved]:

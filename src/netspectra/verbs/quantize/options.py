@@ -33,6 +33,7 @@ class QuantizeOptions:
         ranks: of the 16-bit corrections that are weighed against more bits; 0: none.
         group: inputs that share a scale, at most (the largest divisor up to it); 0: a whole row.
         symmetric: no zero points: what GGUF's Q8_0, Q5_0 and Q4_0 and several kernels need.
+        scales: their dtype, ``float16``, as GGUF wants it; None: bfloat16 in a model of that dtype, else float16.
         rounding: ``compensated``: later inputs make up for the errors of earlier ones (GPTQ); ``nearest``.
         rounds: times that codes and correction are made anew for what the other leaves.
         weigh: ``predicted``: by the spectrum of the error under moments of activations and gradients, checked along
@@ -57,6 +58,7 @@ class QuantizeOptions:
     ranks: tuple[int, ...] = (0, 8, 16, 32)
     group: int = 64
     symmetric: bool = False
+    scales: Literal["float16"] | None = None
     rounding: Literal["compensated", "nearest"] = "compensated"
     rounds: int = 1
     weigh: Literal["predicted", "measured", "weights"] = "predicted"
@@ -88,6 +90,8 @@ class QuantizeOptions:
             raise InputRefused(
                 f"groups of {self.group} inputs: scales would outweigh codes; give 8 or more, or 0: rows"
             )
+        if self.scales not in (None, "float16"):
+            raise InputRefused(f"scales {self.scales!r}: there is float16, or None")
         if self.rounding not in ("compensated", "nearest"):
             raise InputRefused(f"rounding {self.rounding!r}: there are compensated, nearest")
         if self.weigh not in ("predicted", "measured", "weights"):
@@ -104,7 +108,7 @@ class QuantizeOptions:
         """How weights become codes."""
         return Coding(
             self.group, self.symmetric, self.rounding == "compensated", tuple(sorted(set(self.ranks))),
-            rounds=self.rounds, bits=tuple(bits for bits in self.levels if bits != 16),
+            rounds=self.rounds, bits=tuple(bits for bits in self.levels if bits != 16), scales=self.scales,
         )  # fmt: skip
 
     def limit(self, weights: int, biases: int) -> tuple[float, float]:

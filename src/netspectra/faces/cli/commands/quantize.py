@@ -109,7 +109,7 @@ def quantize(
 ) -> None:
     """Give every weight the bits it needs, so that the output changes least under a budget, and write the model."""
     from netspectra.plan import Plan
-    from netspectra.verbs.quantize.emit import FORMATS, emit
+    from netspectra.verbs.quantize.emit import FORMATS, check, emit
     from netspectra.verbs.quantize.options import QuantizeOptions
     from netspectra.verbs.quantize.planning import quantize as quantizing
 
@@ -125,6 +125,7 @@ def quantize(
         ranks=ranks,
         group=size,
         symmetric=symmetric or bool({"gguf", "compressed-tensors"} & set(kinds)),
+        scales="float16" if "gguf" in kinds else None,
         rounding="nearest" if nearest else "compensated",
         weigh=weigh,  # type: ignore[arg-type]
         forms=tuple(form or ()),
@@ -158,6 +159,8 @@ def quantize(
         return
     in_one_process(engine, address)
     source, network, batches = opened(path, model, calibration, samples, tokens, batch_size)
+    for one in kinds:
+        check(network, one, options)
     with sharing(quiet=quiet) as progress:
         made = remembering(
             moments,
