@@ -173,6 +173,54 @@ def test_torchao_reads_networks_that_are_not_transformers(tmp_path):
         torch.testing.assert_close(again(images()[0]), model(images()[0]), rtol=1e-4, atol=1e-5)
 
 
+class Rooted(nn.Module):
+    """A parameter of its own, and a table tied to the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.table, self.body = nn.Parameter(torch.ones(32)), nn.Embedding(40, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.body(self.table(ids) + self.shift)))
+
+
+@needs_torchao
+def test_torchao_reads_tensors_of_the_models_own_and_tied_ones(tmp_path):
+    from safetensors import safe_open
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+    ids = torch.randint(0, 40, (16, 8), generator=torch.Generator().manual_seed(0))
+    model, plan = quantized(Rooted().eval(), [ids], bits=5.0, ranks=(0,), include=("body*",))
+    emit(model, tmp_path / "m", "torchao", plan=plan)
+    with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state, left = unflatten_tensor_state_dict(tensors, file.metadata())
+    assert set(left) == {"shift"}
+    again = Rooted()
+    again.load_state_dict(state | left, assign=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids), model(ids), rtol=1e-4, atol=1e-5)
+
+
+@needs_torchao
+def test_torchao_reads_a_transformers_model_with_a_tensor_of_its_own(tmp_path):
+    """BART's final_logits_bias."""
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=32,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    ids = torch.randint(3, 40, (16, 8), generator=torch.Generator().manual_seed(0))
+    kind, batch = transformers.BartForConditionalGeneration, {"input_ids": ids, "decoder_input_ids": ids}
+    model, plan = quantized(kind(config).eval(), [batch], bits=5.0, ranks=(0,), include=("*fc1*",))
+    emit(model, tmp_path / "m", "torchao", plan=plan)
+    again = kind.from_pretrained(tmp_path / "m").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
 @needs_torchao
 def test_torchao_multiplies_in_what_peft_cannot_add(tmp_path):
     """PEFT takes a table of torchao's for a Linear; and it has no correction for convolutions."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netspectra.checkpoint import new_folder
 from netspectra.errors import InputRefused
@@ -174,12 +174,29 @@ def _by_transformers(model: Any, config: Any, folder: Path) -> None:
     with quiet_transformers():
         model.config.quantization_config = asked
         model.hf_quantizer = TorchAoHfQuantizer(asked, pre_quantized=True)
+        model.hf_quantizer.get_state_dict_and_metadata = lambda model: _flat(model)
         model.save_pretrained(folder)
 
 
 def _plain(model: nn.Module, folder: Path) -> None:
     from safetensors.torch import save_file
+
+    tensors, metadata = _flat(model)
+    seen: set[int] = set()
+    for name, value in tensors.items():  # what is tied is written under each of its names: torchao's reader wants all
+        tensors[name] = value.contiguous() if value.data_ptr() not in seen else value.clone()
+        seen.add(value.data_ptr())
+    save_file(tensors, folder / "model.safetensors", metadata)
+
+
+def _flat(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict in torchao's layout, and what its reader has to know.
+
+    Tensors of the model's own, whose names have no dot, are plain; torchao 0.18 trips over such a name in its list and
+    takes what is not in the list as it is.
+    """
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict  # pyright: ignore[reportMissingImports]
 
     tensors, metadata = flatten_tensor_state_dict(cast(Any, model.state_dict()))
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", metadata)
+    names = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
+    return dict(tensors), {**metadata, "tensor_names": json.dumps(names)}
