@@ -37,7 +37,8 @@ def quantize(
             is given.
         calibration: what the model is called with: batches, a DataLoader, a function that gives them; or the path of
             moments that were saved; None: the same bits everywhere, rounded to the nearest.
-        plan: a plan or its file, perhaps edited, to be fitted instead of making a new one.
+        plan: a plan or its file, perhaps edited, to be fitted instead of making a new one; with its groups, zero
+            points, rounding and ranks where no others are asked for.
         options: `netspectra.verbs.quantize.options.QuantizeOptions`, where all can be said.
         progress: called with what is being done and its share, 0 ... 1.
         wanted: fields of the options by name: ``group=32``, ``symmetric=True``, ``ranks=(0,)``, ...
@@ -65,12 +66,14 @@ def quantize(
     if bits is not None:
         wanted["bits"] = bits
     known = Calibration.load(calibration) if isinstance(calibration, str | Path) else None
+    given = Plan.load(plan) if isinstance(plan, str | Path) else plan
+    asked = replace(options or QuantizeOptions(), **wanted)
     made, _ = quantize(
         model,
-        replace(options or QuantizeOptions(), **wanted),
+        asked if given is None else asked.following(given.options),
         None if known is not None else calibration,
         calibration=known,
-        plan=Plan.load(plan) if isinstance(plan, str | Path) else plan,
+        plan=given,
         progress=progress or (lambda what, share: None),
     )
     return made

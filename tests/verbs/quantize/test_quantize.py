@@ -175,6 +175,19 @@ def test_a_plan_can_be_edited_and_replayed(tmp_path):
     assert model[0].bits == 8
 
 
+def test_a_plan_is_replayed_on_its_own_grid(tmp_path):
+    """Groups, zero points, rounding and ranks are the plan's, unless others are asked for."""
+    model, data = perceptron(), batches()
+    path = tmp_path / "plan.json"
+    first = ns.quantize(model, bits=4.5, calibration=data, group=32, symmetric=True, rounding="nearest", ranks=(0, 4))
+    first.save(path)
+    again = ns.quantize(perceptron(), calibration=data, plan=path)
+    assert again.options["coding"] == first.options["coding"]
+    assert [d.after.bytes for d in again] == [d.after.bytes for d in first]
+    assert ns.quantize(perceptron(), calibration=data, plan=path, group=16).options["coding"]["group"] == 16
+    assert QuantizeOptions().following({"coding": {"group": "x", "ranks": 3}}) == QuantizeOptions()
+
+
 def test_without_data_bits_are_the_same_everywhere_and_it_says_why():
     model = perceptron()
     plan = ns.quantize(model, bits=4.5)

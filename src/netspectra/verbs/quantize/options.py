@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -102,6 +102,29 @@ class QuantizeOptions:
             if name not in FORMS or FORMS[name].named:
                 shrinking = ", ".join(name for name, form in FORMS.items() if not form.named)
                 raise InputRefused(f"form {name!r}: there are {shrinking}")
+
+    def following(self, plan: Mapping[str, Any]) -> QuantizeOptions:
+        """The same, with the grid that a plan was made with where nothing else was asked for.
+
+        Args:
+            plan: options of the plan. Groups, zero points, rounding and the ranks that may stand in it are taken.
+        """
+        before, usual = plan.get("coding"), QuantizeOptions()
+        if not isinstance(before, Mapping):
+            return self
+        found: dict[str, Any] = {
+            **{name: before.get(name) for name in ("group", "symmetric", "rounds")},
+            "scales": "float16" if before.get("scales") == "float16" else None,
+            "rounding": "compensated" if before.get("compensate", True) else "nearest",
+            "ranks": tuple(ranks) if isinstance(ranks := before.get("ranks"), list | tuple) else None,
+        }
+        taken = {
+            name: value
+            for name, value in found.items()
+            if getattr(self, name) == getattr(usual, name)
+            and (name == "scales" or type(value) is type(getattr(usual, name)))
+        }
+        return replace(self, **taken)
 
     @property
     def coding(self) -> Coding:

@@ -136,6 +136,7 @@ def quantize(
         seed=seed,
     )
     given = Plan.load(plan) if plan is not None and plan.exists() else None
+    options = options if given is None else options.following(given.options)
     must_land(out, plan, plan_only, html, json_out)
     writable(html, json_out, plan if given is None else None)
     for one in kinds if out is not None else ():
