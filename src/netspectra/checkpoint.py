@@ -113,11 +113,15 @@ def _replace(home: Path, target: Path) -> None:
 
 
 def refuse_foreign(target: Path) -> None:
-    """Refuse a place that `new_folder` would not replace; worth asking before hours of work.
+    """Refuse a place that `new_folder` would not replace, or could not make; worth asking before hours of work.
 
     Raises:
         InputRefused: a file, a link, a folder with anything in it that netspectra did not write.
+        EnvironmentFailure: what it would be in is no folder, or not writable.
     """
+    above = next(path for path in target.absolute().parents if path.exists() or path.is_symlink())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise EnvironmentFailure(f"{target}: {above} is {'not writable' if above.is_dir() else 'no folder'}")
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():

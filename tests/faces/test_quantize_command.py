@@ -87,6 +87,13 @@ def test_inputs_that_are_not_the_models_end_in_one_line(model, tmp_path, arrays,
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("options", [("-o", "text.txt/x"), ("-o", "x", "--moments", "nowhere/moments.safetensors")])
+def test_places_that_cannot_be_written_are_told_before_the_work(model, options):  # noqa: F811
+    done = run("quantize", model / "model", "--calibration", "missing.txt", *options, cwd=model)
+    assert done.returncode in (2, 4) and ("no folder" in done.stderr or "does not exist" in done.stderr)
+    assert not (model / "x").exists()
+
+
 def test_what_gguf_cannot_hold_is_refused_before_the_work(model, tmp_path):  # noqa: F811
     pytest.importorskip("gguf")
     done = run("quantize", model / "model", "--calibration", model / "text.txt", "-o", tmp_path / "x", "--format",

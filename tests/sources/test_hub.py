@@ -37,6 +37,23 @@ def test_what_is_not_cached_is_told(cache):
         ns.open("org/unknown")
 
 
+def test_no_network_is_told(cache, monkeypatch):
+    """A mistyped path of two parts looks like an id; what then fails is the hub's client, with an error of its own."""
+    import huggingface_hub.utils  # noqa: F401 - which brings that client
+
+    kinds = hub._unreached()
+    if not kinds:
+        pytest.skip("this client raises errors of the system's")
+    for kind in kinds:
+
+        def unreached(*args, kind=kind, **more):
+            raise kind("Name or service not known")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreached)
+        with pytest.raises(ns.InputRefused, match="the hub cannot be reached"):
+            ns.open("models/mistyped")
+
+
 def test_missing_extra_is_named(cache, monkeypatch):
     monkeypatch.setattr(hub, "find_spec", lambda name: None)
     with pytest.raises(ns.InputRefused, match=r"netspectra\[hf\]"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def fetched(repository: str) -> Path:
         status = wrong.response.status_code
         what = {401: "needs a login ('hf auth login')", 403: "is not open to this login", 404: "there is no such model"}
         refuse(repository, f"no such file or folder, and on the hub: {what.get(status, f'HTTP status {status}')}")
-    except (OfflineModeIsEnabled, ConnectionError, OSError):
+    except (OfflineModeIsEnabled, ConnectionError, OSError, *_unreached()):
         try:
             return Path(snapshot_download(repository, local_files_only=True))
         except LocalEntryNotFoundError:
@@ -56,5 +57,11 @@ def fetched(repository: str) -> Path:
         refuse(repository, f"the model on the hub has no weights in a known format; it holds {', '.join(names[:5])}")
     try:
         return Path(snapshot_download(repository, allow_patterns=[*wanted, *BESIDE]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as wrong:
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, *_unreached()) as wrong:
         refuse(repository, f"could not be fetched from the hub: {str(wrong).splitlines()[0][:200]}")
+
+
+def _unreached() -> list[type[Exception]]:
+    """What the hub's client raises where there is no network; which library that comes from depends on its version."""
+    found = (getattr(sys.modules.get(name), "TransportError", None) for name in ("httpx", "httpx2"))
+    return [kind for kind in found if kind is not None]

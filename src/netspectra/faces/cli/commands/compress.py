@@ -122,7 +122,8 @@ def compress(
         seed=seed,
     )
     must_land(out, plan, plan_only, html, json_out)
-    writable(html, json_out, plan if given is None else None, *(export or ()))
+    unkept = moments if moments is not None and not moments.exists() else None
+    writable(html, json_out, plan if given is None else None, unkept, *(export or ()))
     if out is not None:
         refuse_foreign(out)
     if export and (calibration is None or plan_only):

@@ -138,7 +138,8 @@ def quantize(
     given = Plan.load(plan) if plan is not None and plan.exists() else None
     options = options if given is None else options.following(given.options)
     must_land(out, plan, plan_only, html, json_out)
-    writable(html, json_out, plan if given is None else None)
+    unkept = moments if moments is not None and not moments.exists() else None
+    writable(html, json_out, plan if given is None else None, unkept)
     for one in kinds if out is not None else ():
         refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
     if stream:
