@@ -90,7 +90,7 @@ def smollm(quick: bool) -> Subject:
 
     source = ns.open(file())
     model, words = build(source), tokenizer(source)
-    texts, (count, tests) = topics(), (4, 2) if quick else (96, 8)
+    texts, (count, tests) = topics(), (4, 2) if quick else (32, 8)
 
     def batches(some: list[str]) -> list[Any]:
         return text_batches(sorted(some, key=len), words, model, size=2 if quick else 8, longest=64)
