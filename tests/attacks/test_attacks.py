@@ -18,8 +18,6 @@ import torch
 import netspectra as ns
 from tests.faces.test_cli import process
 
-__all__ = ["browser"]  # a fixture
-
 CASES = sorted(path.stem for path in (Path(__file__).parent / "cases").glob("[a-z]*.py"))
 
 
