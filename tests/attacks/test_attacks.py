@@ -17,7 +17,6 @@ import torch
 
 import netspectra as ns
 from tests.faces.test_cli import process
-from tests.test_report import browser
 
 __all__ = ["browser"]  # a fixture
 
