@@ -236,6 +236,8 @@ def test_torchao_multiplies_in_what_peft_cannot_add(tmp_path):
     forms = forced(network(), images(), {"2": ("int3", 8), "6": ("int4", 0)})
     emit(forms, tmp_path / "n", "torchao")
     assert not (tmp_path / "n" / "correction").exists()
+    with pytest.raises(InputRefused, match="no scales in float64"):
+        emit(quantized(network().double(), [one.double() for one in images()], bits=5.0)[0], tmp_path / "o", "torchao")
     with pytest.raises(InputRefused, match="for no layer"):
         emit(forced(network(), images(), {"2": ("int3", 8)}), tmp_path / "o", "torchao")
 

@@ -68,7 +68,7 @@ def _after(X: Tensor, A: Tensor | None) -> Tensor:
 
 def weighed(E: Tensor, A: Tensor | None, G: Tensor | None) -> float:
     """tr(G E A E^T): what an error is worth; A and G as for `leading`."""
-    return float((_before(G, E) * _after(E, A)).sum())
+    return max(float((_before(G, E) * _after(E, A)).sum()), 0.0)  # below it by rounding alone
 
 
 def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,20 @@ def test_logits_of_an_image_are_no_choice_along_its_width():
     assert as_objective(None, Segmented(), torch.randn(2, 5, 4, 4)).name == "output"
 
 
+@pytest.mark.parametrize("shape", [(24, 8, 40), (24, 1, 40), (24, 40)])
+def test_a_prediction_of_the_next_token_alone_is_one(shape):
+    class Next(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(40, 6), nn.Linear(6, 40)
+
+        def forward(self, ids):
+            x = self.head(self.words(ids))
+            return (x if shape[1] == 8 else x[:, -1:]).reshape(shape), None
+
+    assert as_objective(None, Next(), batch()["input_ids"]).name == "logits"
+
+
 def test_an_answer_ends_as_well_as_it_begins():
     model = bert("BertForQuestionAnswering")
     objective = as_objective(None, model, batch())

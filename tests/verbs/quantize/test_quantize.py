@@ -188,6 +188,17 @@ def test_a_plan_is_replayed_on_its_own_grid(tmp_path):
     assert QuantizeOptions().following({"coding": {"group": "x", "ranks": 3}}) == QuantizeOptions()
 
 
+def test_what_cannot_be_rounded_does_not_eat_the_budget_of_the_rest():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 3, padding=1, padding_mode="reflect"), nn.Flatten()
+        ).eval()
+    plan = ns.quantize(model, bits=4.5, calibration=[torch.randn(32, 3, 6, 6, generator=generator())])
+    assert plan["2"].form == "dense" and "padding of mode reflect" in plan["2"].reason
+    assert plan["0"].form.startswith("int") and plan["0"].after.bytes <= 4.5 / 8 * 48 * 27 + 4 * 48
+
+
 def test_without_data_bits_are_the_same_everywhere_and_it_says_why():
     model = perceptron()
     plan = ns.quantize(model, bits=4.5)

@@ -38,6 +38,8 @@ def refuses(module: CodedModule) -> str:
         return "PEFT cannot add its correction to torchao's codes (--rank 0 asks for none); stays in the model's dtype"
     if module.bits == 16:
         return "16 bits: stays in the model's dtype"
+    if module.dtype == torch.float64:
+        return "torchao has no scales in float64; stays in the model's dtype"
     if isinstance(module, CodedLinear) and module.turned:
         return "transformers' Conv1D multiplies in a way torchao has no kernel for; stays in the model's dtype"
     if isinstance(module, CodedConvolution):

@@ -115,11 +115,11 @@ def pooled(hidden: Tensor, batch: Any) -> Tensor:
 def as_objective(wanted: str | Callable[[Any, Any], Tensor] | None, model: nn.Module, batch: Any) -> Objective:
     """The objective a user names, or the one that the model's own output suggests.
 
-    ``logits`` where the output has logits of several classes, of the begin and end of an answer, or is, token by token,
-    a number for every word of the embedding that reads the batch: divergence; ``embedding`` where it has a
-    ``last_hidden_state``: the pooled and normalized sentence embedding; else ``output``: the main tensor itself, as
-    with one logit, whose softmax is always 1, or logits that a config calls a regression or several labels. A callable
-    (output, batch) -> tensor is taken as it is, with squared differences.
+    ``logits`` where the output has logits of several classes, of the begin and end of an answer, or is, token by token
+    or for the next one, a number for every word of the embedding that reads the batch: divergence; ``embedding`` where
+    it has a ``last_hidden_state``: the pooled and normalized sentence embedding; else ``output``: the main tensor
+    itself, as with one logit, whose softmax is always 1, or logits that a config calls a regression or several labels.
+    A callable (output, batch) -> tensor is taken as it is, with squared differences.
 
     Raises:
         InputRefused: an unknown name; logits of a single class.
@@ -152,7 +152,11 @@ def _suggested(model: nn.Module, batch: Any) -> str:
     if isinstance(has.get("last_hidden_state"), Tensor) and has["last_hidden_state"].dim() == 3:
         return "embedding"
     words, main = tokens_of(model, batch), main_output(output)
-    return "logits" if words and main.shape == (*words.of(batch).shape, words.size) else "output"
+    if words is None:
+        return "output"
+    count, *rest = words.of(batch).shape
+    predicted = [(count, *rest, words.size), (count, 1, words.size), (count, words.size)]  # of all tokens, or the next
+    return "logits" if tuple(main.shape) in predicted else "output"
 
 
 def _logits(output: Any, batch: Any) -> Tensor:

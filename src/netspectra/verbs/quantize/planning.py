@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from netspectra.errors import InputRefused
+from netspectra.forms import FORMS, Site
 from netspectra.forms.rounded import bits_of
 from netspectra.live.batches import samples_in
 from netspectra.plan import Plan
@@ -103,12 +104,21 @@ def quantize(
 
 
 def _limit(shop: Workshop, options: QuantizeOptions) -> tuple[float, float]:
-    """Bytes that may be spent on the selected weights and their biases, and the bits a weight which that makes."""
+    """Bytes that may be spent on the selected weights and their biases, and the bits a weight which that makes.
+
+    What no form can round (padding that is no zeros, say) counts as it is.
+    """
     modules = {m.name: m.module for site in shop.sites.found for m in site.members.values()}
-    weights = sum(module.weight.numel() for module in modules.values())  # type: ignore[operator, union-attr]
+    stuck = {site.member.name for site in shop.sites.found if len(site.members) == 1 and _refused(shop, site)}
+    sizes = {name: module.weight.numel() for name, module in modules.items()}  # type: ignore[operator, union-attr]
     whole = sum(p.numel() * p.element_size() for module in modules.values() for p in module.parameters())
-    plain = sum(module.weight.numel() * module.weight.element_size() for module in modules.values())  # type: ignore[operator, union-attr]
-    return options.limit(weights, whole - plain)
+    plain = sum(modules[name].weight.element_size() * size for name, size in sizes.items() if name not in stuck)  # type: ignore[operator, union-attr]
+    return options.limit(sum(size for name, size in sizes.items() if name not in stuck), whole - plain)
+
+
+def _refused(shop: Workshop, site: Site) -> bool:
+    forms = [FORMS[name] for name in shop.options.forms]
+    return all(form.refuses(site) for form in forms if site.kind in form.kinds)
 
 
 def _measured(shop: Workshop, progress: Progress) -> list[Component]:
