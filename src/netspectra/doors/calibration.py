@@ -97,7 +97,8 @@ def calibrate(
             if part is not None:
                 found[job.what[1]] = part
                 for one in part:
-                    _ = one and one.spill_()
+                    if one is not None:
+                        one.spill_()
             if progress is not None:
                 progress("calibrating", done / shards)
     finally:

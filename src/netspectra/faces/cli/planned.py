@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from netspectra.verbs.compress.calibrate import Calibration
     from netspectra.verbs.compress.workshop import Progress, Workshop
 
-__all__ = ["in_one_process", "must_land", "opened", "remembering", "saved_moments", "streamed", "told"]
+__all__ = ["in_one_process", "must_land", "opened", "remembering", "saved_moments", "streamed", "told", "unwritten"]
+
+
+def unwritten(file: Path | None) -> Path | None:
+    """Of a file that is read where it exists, else written: where to write; None where there is nothing to."""
+    return None if file is None or file.exists() else file
 
 
 def must_land(out: Path | None, plan: Path | None, plan_only: bool, html: str | None, json_out: str | None) -> None:

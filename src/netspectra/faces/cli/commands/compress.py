@@ -44,6 +44,7 @@ from netspectra.faces.cli.planned import (
     saved_moments,
     streamed,
     told,
+    unwritten,
 )
 from netspectra.faces.cli.progress import sharing
 
@@ -122,8 +123,8 @@ def compress(
         seed=seed,
     )
     must_land(out, plan, plan_only, html, json_out)
-    unkept = moments if moments is not None and not moments.exists() else None
-    writable(html, json_out, plan if given is None else None, unkept, *(export or ()))
+    new_plan = unwritten(plan)
+    writable(html, json_out, new_plan, unwritten(moments), *(export or ()))
     if out is not None:
         refuse_foreign(out)
     if export and (calibration is None or plan_only):
@@ -141,7 +142,7 @@ def compress(
             lambda run, progress: compress_stream(
                 open_source(path), to, options, calibration=known, plan=given, run=run, progress=progress
             ),
-            engine, address, plan if given is None else None, html, json_out, quiet,
+            engine, address, new_plan, html, json_out, quiet,
         )  # fmt: skip
         return
     in_one_process(engine, address)
@@ -153,8 +154,8 @@ def compress(
         )
         if not plan_only:
             made.apply(network)
-    if plan is not None and given is None:
-        made.save(plan)
+    if new_plan is not None:
+        made.save(new_plan)
     if not plan_only:
         from netspectra.live.saved import save
 
@@ -165,4 +166,4 @@ def compress(
             from netspectra.live.export import export as exported
 
             print(exported(network, file, (batches or [None])[0]), file=sys.stderr)
-    told(made, html, json_out, plan if given is None else None, quiet)
+    told(made, html, json_out, new_plan, quiet)

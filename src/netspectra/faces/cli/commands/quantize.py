@@ -43,6 +43,7 @@ from netspectra.faces.cli.planned import (
     saved_moments,
     streamed,
     told,
+    unwritten,
 )
 from netspectra.faces.cli.progress import sharing
 
@@ -138,8 +139,8 @@ def quantize(
     given = Plan.load(plan) if plan is not None and plan.exists() else None
     options = options if given is None else options.following(given.options)
     must_land(out, plan, plan_only, html, json_out)
-    unkept = moments if moments is not None and not moments.exists() else None
-    writable(html, json_out, plan if given is None else None, unkept)
+    new_plan = unwritten(plan)
+    writable(html, json_out, new_plan, unwritten(moments))
     for one in kinds if out is not None else ():
         refuse_foreign(out if len(kinds) == 1 else out / one)  # type: ignore[operator]
     if stream:
@@ -156,7 +157,7 @@ def quantize(
             lambda run, progress: quantize_stream(
                 open_source(path), to, options, first, calibration=known, plan=given, run=run, progress=progress
             ),
-            engine, address, plan if given is None else None, html, json_out, quiet,
+            engine, address, new_plan, html, json_out, quiet,
         )  # fmt: skip
         return
     in_one_process(engine, address)
@@ -170,14 +171,14 @@ def quantize(
         )
         if not plan_only:
             made.apply(network)
-    if plan is not None and given is None:
-        made.save(plan)
+    if new_plan is not None:
+        made.save(new_plan)
     if not plan_only:
         for one in kinds:
             saved = emit(network, out if len(kinds) == 1 else out / one, one, plan=made, source=source)  # type: ignore[operator]
             made.finish.setdefault("saved", {})[one] = saved.to_dict()
             print(saved, *saved.notes, sep="\n  ", file=sys.stderr)
-    told(made, html, json_out, plan if given is None else None, quiet)
+    told(made, html, json_out, new_plan, quiet)
 
 
 def _suited(
